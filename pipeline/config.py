@@ -1,0 +1,313 @@
+"""The config: frozen pydantic models, filled from YAML and `key.path=value` overrides.
+
+Absent keys mean the default, which is good on a laptop and on a cluster. An unknown key is
+refused with the nearest known one. What the design has and this version does not is refused
+here, before any work, as "not supported yet: ...".
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError, NotSupportedError
+from pipeline.schema import RESERVED_COLUMNS
+
+# Raised by one when the same config and input would give other rows than before.
+ROW_FORMAT_VERSION = 1
+
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Input(_Section):
+    """What is read."""
+
+    uri: str
+    """A folder, an object-storage prefix, or one file."""
+    format: Literal["parquet", "jsonl", "csv", "tsv", "text", "lines"] | None = None
+    """None: by suffix."""
+    id: str | None = None
+    """The column with the document's id; None: derived from file and position."""
+    text: str = "{text}"
+    """A template over columns; a null column is empty."""
+    csv: dict[str, Any] = Field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    """Columns carried through to the shards, with their types."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _one_uri(cls, value: object) -> object:
+        if isinstance(value, list):
+            raise NotSupportedError(f"input.uri as a list ({len(value)} entries); give one folder or prefix")
+        if isinstance(value, str) and any(c in value for c in "*?["):
+            raise NotSupportedError(f"a glob in input.uri: {value}; give the folder or prefix itself")
+        return value
+
+    @model_validator(mode="after")
+    def _supported(self) -> Input:
+        if self.format not in (None, "parquet", "jsonl"):
+            raise NotSupportedError(f"input.format: {self.format}; parquet and jsonl are")
+        if self.csv:
+            raise NotSupportedError("input.csv")
+        if not self.text_columns:
+            raise ConfigError(f"input.text: {self.text!r} names no column; write it as '{{title}} {{body}}'")
+        for name in self.text_columns:
+            if not name or "." in name or not name.strip():
+                raise NotSupportedError(f"nested columns in input.text: {{{name}}}")
+        for name in self.keep:
+            if name in RESERVED_COLUMNS:
+                raise ConfigError(f"input.keep: {name} is the name of a column that every shard has; rename it in the input")
+        if len(set(self.keep)) < len(self.keep):
+            raise ConfigError(f"input.keep names a column twice: {', '.join(self.keep)}")
+        return self
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that the template names, in order, each once."""
+        return tuple(dict.fromkeys(_FIELD.findall(self.text)))
+
+
+class Store(_Section):
+    """Where snapshots go, and as what."""
+
+    uri: str
+    dtype: Literal["float16", "float32"] = "float16"
+    keep_text: bool = False
+    quarantine_text: bool = False
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+
+class Chunk(_Section):
+    """Windows over long documents (`overlong: chunk`)."""
+
+    tokens: int | None = Field(default=None, gt=0)
+    overlap_tokens: int = Field(default=32, ge=0)
+
+
+class EncoderSettings(_Section):
+    """The model and how it is used."""
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """A hub id, a local folder, or an object-storage prefix."""
+    revision: str | None = None
+    prompt: str | None = None
+    query_prompt: str | None = None
+    pooling: Literal["cls", "mean", "max"] | None = None
+    """Overrides the model's own."""
+    max_tokens: int | None = Field(default=None, gt=2)
+    overlong: Literal["truncate", "chunk"] = "truncate"
+    chunk: Chunk = Chunk()
+    truncate_dim: int | None = None
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    token_budget: Literal["auto"] | int = "auto"
+    """Most padded tokens (B x L) in one forward pass."""
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _supported(self) -> EncoderSettings:
+        if self.overlong == "chunk" or self.chunk != Chunk():
+            raise NotSupportedError("encoder.overlong: chunk; long documents are truncated, and counted")
+        if self.truncate_dim is not None:
+            raise NotSupportedError(f"encoder.truncate_dim: {self.truncate_dim}")
+        if self.trust_remote_code:
+            raise NotSupportedError("encoder.trust_remote_code: true; no code of a model is ever run")
+        if isinstance(self.token_budget, int) and self.token_budget < 1:
+            raise ConfigError(f"encoder.token_budget must be positive: {self.token_budget}")
+        return self
+
+
+class SplitBounds(_Section):
+    """The most that one split, and so one embedding shard, may hold."""
+
+    max_rows: Literal["auto"] | int = "auto"
+    max_bytes: ByteSize = ByteSize(64 * 2**20)
+
+    @model_validator(mode="after")
+    def _positive(self) -> SplitBounds:
+        if not 1 <= self.num_rows <= MAX_SHARD_ROWS:
+            raise ConfigError(f"splits.max_rows must be from 1 to {MAX_SHARD_ROWS}: {self.max_rows}")
+        if self.max_bytes < 1:
+            raise ConfigError(f"splits.max_bytes must be positive: {self.max_bytes}")
+        return self
+
+    @property
+    def num_rows(self) -> int:
+        """`max_rows`, resolved. The default is chosen from the curve in jobs/benchmark.md."""
+        return AUTO_MAX_ROWS if self.max_rows == "auto" else self.max_rows
+
+
+AUTO_MAX_ROWS = 10_000
+
+# More rows would not fit the one page that makes vectors addressable (pipeline.write).
+MAX_SHARD_ROWS = 2**20
+
+
+class PoolSize(_Section):
+    """An actor pool that grows and shrinks."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+
+class Cluster(_Section):
+    """Where it runs."""
+
+    address: str | None = None
+    """A Ray address; None: RAY_ADDRESS, or Ray starts in place."""
+    encoders: Literal["auto"] | int | PoolSize = "auto"
+    """auto: as many as there are GPUs now, or what fills the CPUs; fixed either way."""
+    gpus_per_encoder: float = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _sane(self) -> Cluster:
+        if isinstance(self.encoders, int) and self.encoders < 1:
+            raise ConfigError(f"cluster.encoders must be at least 1: {self.encoders}")
+        if isinstance(self.encoders, PoolSize) and self.encoders.min > self.encoders.max:
+            raise ConfigError(f"cluster.encoders: min {self.encoders.min} is above max {self.encoders.max}")
+        return self
+
+
+class Index(_Section):
+    """The ANN index (not built yet; the keys are accepted so that one config serves all jobs)."""
+
+    recall_target: float = Field(default=0.95, gt=0, le=1)
+    codec: Literal["auto", "float16", "sq8", "rabitq"] = "auto"
+    nlist: Literal["auto"] | int = "auto"
+    queries: str | None = None
+
+
+class Limits(_Section):
+    """What refuses to be published (exit 3)."""
+
+    max_quarantined_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Of documents; never refuses under 10 of them."""
+    max_quarantined_files: int = Field(default=0, ge=0)
+    max_deleted_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Of the documents of the snapshot before."""
+
+
+class Config(_Section):
+    """Everything a job is told."""
+
+    input: Input
+    store: Store
+    encoder: EncoderSettings = EncoderSettings()
+    splits: SplitBounds = SplitBounds()
+    cluster: Cluster = Cluster()
+    index: Index = Index()
+    limits: Limits = Limits()
+
+    def redacted(self) -> dict[str, Any]:
+        """As a JSON value without anything secret: for manifests, logs and reports."""
+        value = self.model_dump(mode="json")
+        for section in ("input", "store"):
+            if value[section]["storage_options"]:
+                value[section]["storage_options"] = {key: "***" for key in value[section]["storage_options"]}
+            value[section]["uri"] = redact_uri(value[section]["uri"])
+        return value
+
+    def shard_fingerprint(self, keep_types: Mapping[str, str]) -> str:
+        """16 hex digits over all that shapes a row, apart from the encoder (which has its own).
+
+        `keep_types` are the Arrow types of the kept columns. Bounds of splits, cluster, limits,
+        index, token budget, compute type, URIs and credentials shape no row and are left out.
+        """
+        shaping = {
+            "row_format_version": ROW_FORMAT_VERSION,
+            "input": {"format": self.input.format, "id": self.input.id, "text": self.input.text, "keep": dict(keep_types)},
+            "store": {"dtype": self.store.dtype, "keep_text": self.store.keep_text},
+        }
+        return hashlib.blake2b(json.dumps(shaping, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def redact_uri(uri: str) -> str:
+    """The URI without user name and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", uri)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with `key.path=value` overrides applied.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong.
+        NotSupportedError: a key or value that this version does not do.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config not found: {path}; configs/local.yaml is one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config cannot be read: {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config is not YAML: {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config must be a mapping of sections (input, store, ...): {path} holds {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """The config of a mapping as YAML gives it; errors as `load_config`."""
+    for dotted, nearest in _unknown_keys(raw, Config):
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        raise ConfigError(f"unknown config key: {dotted}{hint}")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override must be key.path=value: {override}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override's value is not YAML: {override}") from None
+    *sections, key = dotted.split(".")
+    target = raw
+    for section in sections:
+        if target.get(section) is None:
+            target[section] = {}
+        if not isinstance(target[section], dict):
+            raise ConfigError(f"override goes through {section}, which is a value, not a section: {override}")
+        target = target[section]
+    target[key] = value
+
+
+def _unknown_keys(raw: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    for key, value in raw.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            names = list(model.model_fields)
+            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            yield f"{prefix}{key}", f"{prefix}{nearest[0]}" if nearest else f"one of {', '.join(prefix + n for n in names)}"
+        elif isinstance(value, Mapping):
+            for inner in (field.annotation, *get_args(field.annotation)):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from _unknown_keys(value, inner, f"{prefix}{key}.")
+
+
+def _sentence(error: Any) -> str:
+    dotted = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"config key missing: {dotted}"
+    value = error.get("input")
+    shown = "***" if "storage_options" in dotted else repr(value) if not isinstance(value, Mapping) else "a mapping"
+    return f"{dotted}: {error['msg'].lower()}, got {shown}"

@@ -1,0 +1,422 @@
+"""The embed job, from a config to a published snapshot; the whole of it on this page.
+
+    prepare    find model, input and store; everything a user can get wrong ends here, before any work
+    plan       which splits of which files are not recorded yet
+    flow       read, encode, write them on Ray; each one done is a record
+    publish    prove that nothing is missing, and put the manifest
+
+Run again after whatever ended it, it goes on: records decide what is left, not memory of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Config, redact_uri
+from pipeline.errors import (
+    ClusterError,
+    ConfigError,
+    EnvironmentFault,
+    InputError,
+    LimitError,
+    NotSupportedError,
+    StorageFault,
+    UsageError,
+    VecmillError,
+)
+from pipeline.flow.rows import SplitReport, Work
+from pipeline.flow.stages import FlowContext, storage_environment
+from pipeline.model import ModelDescription, describe_model, fetch_model
+from pipeline.planning import KnownRecords, carried_files, left_to_do, without
+from pipeline.report import Progress
+from pipeline.signals import interruptible
+from pipeline.snapshots.commit import Publication, publish
+from pipeline.snapshots.journal import Journal, load_records
+from pipeline.snapshots.lease import Lease, new_run_id
+from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, latest, read_table
+from pipeline.snapshots.reader import Snapshot
+from pipeline.snapshots.records import Record
+from pipeline.snapshots.store import open_store
+from pipeline.splits import InputFile, Split, check_columns, limit_splits, list_input, plan_files
+from pipeline.uris import Storage, split_input_uri
+
+log = logging.getLogger(__name__)
+
+# A file that is rewritten while it is read is planned again this often before the run gives up.
+_MAX_PLANS = 3
+
+# Splits that may fail before the run stops: one is bad luck, this many is storage that is gone.
+_MAX_FAILED_SPLITS = 8
+
+# Under this many quarantined documents no ratio refuses: a small corpus would be refused for one.
+_MIN_QUARANTINED_TO_REFUSE = 10
+
+# A page holds at most 1 GiB, and vectors are addressable only in one page.
+_MAX_VECTOR_BYTES = 2**30
+
+_VERSIONED = ("vecmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The input as it was listed."""
+
+    source: Storage
+    name: str | None
+    """The one file to read, if the input is one."""
+    root: str
+    files: list[InputFile]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run found: every file is carried, recorded, or has work left."""
+
+    files: list[InputFile]
+    keep: pa.Schema
+    shard_fp: str
+    carried: frozenset[str]
+    """File ids that the parent snapshot lists whole."""
+    recorded: list[Record]
+    """Tilings of the files that are done and not carried."""
+    work: list[Work]
+
+    @property
+    def file_ids(self) -> frozenset[str]:
+        """The ids of all files that the snapshot will speak of."""
+        return frozenset(file.file_id for file in self.files)
+
+
+def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> dict[str, Any]:
+    """Publish a snapshot of the corpus, or find that the current one is up to date.
+
+    Args:
+        config: what to embed, with what, to where.
+        limit: only the first so many documents; only into a store without a full snapshot.
+        quiet: keep Ray's own log off stderr.
+
+    Returns:
+        The outcome as `vecmill embed` prints it: snapshot_id, published, counts, seconds.
+
+    Raises:
+        VecmillError: see pipeline.errors for what each subclass means and its exit code.
+    """
+    started = time.monotonic()
+    with interruptible():
+        corpus = _find_corpus(config)
+        model = _find_model(config)
+        store = Storage(config.store.uri, config.store.storage_options)
+        open_store(store, corpus.root, create=True)
+        run_id = new_run_id()
+        with Lease(store, run_id) as lease:
+            # The parent is read under the lease: what is current now is what this run builds on.
+            outcome = _Run(config, limit, run_id, corpus, model, store, latest(store), lease, quiet).to_end()
+    return outcome | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _find_corpus(config: Config) -> Corpus:
+    source, name = split_input_uri(config.input.uri, config.input.storage_options)
+    root = source.full_uri(name) if name else source.uri
+    return Corpus(source, name, root, list_input(source, name, config.input.format))
+
+
+def _find_model(config: Config) -> ModelDescription:
+    model = describe_model(fetch_model(config.encoder, config.input.storage_options), config.encoder)
+    width = {"float16": 2, "float32": 4}[config.store.dtype]
+    most = _MAX_VECTOR_BYTES // (model.dim * width)
+    if config.splits.num_rows > most:
+        raise ConfigError(f"splits.max_rows: {config.splits.num_rows} vectors of dim {model.dim} exceed 1 GiB; give at most {most}")
+    return model
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run under its lease."""
+
+    config: Config
+    limit: int | None
+    run_id: str
+    corpus: Corpus
+    model: ModelDescription
+    store: Storage
+    parent: Manifest | None
+    lease: Lease
+    quiet: bool
+
+    @property
+    def encoder_fp(self) -> str:
+        return self.model.fingerprint(self.config.input.text)
+
+    def to_end(self) -> dict[str, Any]:
+        """Plan, flow, publish; plans again where a file was rewritten in between."""
+        self._check_parent()
+        files = self.corpus.files
+        figures: dict[str, Any] = {}
+        for _ in range(_MAX_PLANS):
+            plan = self._plan(files)
+            if not plan.work:
+                if self.parent is not None and self._is_current(plan, self.parent):
+                    return self._outcome(self.parent, published=False)
+                self._refuse_over_limits(plan)
+                return self._outcome(self._publish(plan), published=True) | figures
+            changed, figures = self._flow(plan)
+            files = self._listed_again(files, changed)
+        raise StorageFault(
+            f"input files were rewritten while they were read, {_MAX_PLANS} times in a row; "
+            f"run again once {self.corpus.root} rests"
+        )
+
+    def _check_parent(self) -> None:
+        if self.parent is None:
+            return
+        if self.parent.encoder_fp != self.encoder_fp:
+            raise NotSupportedError(
+                f"another encoder for a store that has a snapshot: {self.parent.encoder_fp} "
+                f"({self.parent.encoder.get('model')}) before, {self.encoder_fp} ({self.config.encoder.model}) now; "
+                "give another store.uri, or the encoder and input.text as they were"
+            )
+        if self.limit is not None and self.parent.limit is None:
+            raise UsageError(
+                f"--limit {self.limit} would replace the full snapshot {self.parent.snapshot_id} of {self.store.uri} "
+                "by a part of it; give another store.uri"
+            )
+
+    def _plan(self, files: list[InputFile]) -> Plan:
+        """What is carried, what is recorded, what is left; a file that is carried is not opened."""
+        config, source = self.config, self.corpus.source
+        parent_keep = self._parent_keep()
+        carried: frozenset[str] = frozenset()
+        planned: list[Split] | None = None
+        if self.limit is not None:
+            planned = limit_splits(source, files, config.splits, self.limit, config.input.format)
+            limited = {split.file.file_id for split in planned}
+            files = [file for file in files if file.file_id in limited]
+            keep = check_columns(source, files, config.input, parent_keep)
+        elif parent_keep is not None:
+            carried, keep = carried_files(self._parent_splits(), files), parent_keep
+        elif config.input.keep:
+            # The types of kept columns are part of the shard fingerprint: without them no record can be looked up.
+            planned, keep = plan_files(source, files, config.input, config.splits)
+        else:
+            keep = pa.schema([])
+        shard_fp = config.shard_fingerprint(_type_names(keep))
+        open_files = without(files, carried)
+        known = KnownRecords(load_records(self.store, self.encoder_fp, shard_fp, self._victims()) if open_files else ())
+        if self.limit is not None:
+            work = left_to_do(planned or (), known)
+            recorded = [record for split in planned or () for record in known.covering(split) or ()]
+            return Plan(files, keep, shard_fp, carried, recorded, work)
+        done = {file.file_id: tiling for file in open_files if (tiling := known.tiling(file))}
+        untiled = without(open_files, done)
+        if planned is None:
+            planned, found = plan_files(source, untiled, config.input, config.splits, keep)
+            _refuse_other_types(keep, found)
+        work = left_to_do((split for split in planned if split.file.file_id not in done), known)
+        return Plan(files, keep, shard_fp, carried, [record for tiling in done.values() for record in tiling], work)
+
+    def _parent_keep(self) -> pa.Schema | None:
+        """The kept columns of the parent, if its rows have the shape that this config gives; else None."""
+        parent = self.parent
+        if parent is None or parent.shard_fp != self.config.shard_fingerprint(parent.keep):
+            return None
+        if not parent.keep:
+            return pa.schema([])
+        schema = Snapshot(self.store, parent).schema
+        return pa.schema([schema.field(name) for name in parent.keep])
+
+    def _parent_splits(self) -> pa.Table:
+        if self.parent is None:
+            return SPLITS_SCHEMA.empty_table()
+        return read_table(self.store, self.parent.splits, SPLITS_SCHEMA)
+
+    def _victims(self) -> frozenset[str]:
+        return frozenset((self.parent.victims if self.parent else None) or ())
+
+    def _flow(self, plan: Plan) -> tuple[set[str], dict[str, Any]]:
+        """Run the work on Ray. Returns the URIs of files that changed meanwhile, and the figures of the flow.
+
+        Raises:
+            EnvironmentFault: splits failed, or the cluster did.
+        """
+        from pipeline.flow.cluster import connected, plan_pool  # Ray is slow to import, and often not needed
+        from pipeline.flow.embed import run_flow
+
+        context = FlowContext(
+            config=self.config,
+            run_id=self.run_id,
+            model=self.model,
+            encoder_fp=self.encoder_fp,
+            shard_fp=plan.shard_fp,
+            keep=plan.keep,
+            input_storage=self.corpus.source,
+            store_storage=self.store,
+            environment=storage_environment(),
+        )
+        failed: list[SplitReport] = []
+        changed: set[str] = set()
+        journal = Journal(self.store, self.run_id)
+        log.info("starting Ray for %d of %d files' splits", len(plan.work), len(plan.files))
+        with connected(self.config.cluster, quiet=self.quiet) as nodes, interruptible():
+            if len(nodes) > 1 and self.store.is_local:
+                raise ClusterError(f"a local store with {len(nodes)} nodes: {self.store.uri}; give store.uri on object storage")
+            pool = plan_pool(self.config.cluster, nodes)
+            with Progress(len(plan.work), pool.max_size) as progress:
+                try:
+                    for written in run_flow(context, plan.work, pool):
+                        report = written.report
+                        if written.record is not None:
+                            journal.add(written.record)
+                            progress.add(
+                                documents=written.record.num_documents,
+                                tokens=written.record.num_tokens,
+                                padded_tokens=written.record.num_padded_tokens,
+                                encode_s=report.encode_s,
+                            )
+                            self.lease.update(progress.figures())
+                        elif report.changed:
+                            changed.add(written.split.file.uri)
+                        elif report.status == "failed":
+                            failed.append(report)
+                            if len(failed) >= _MAX_FAILED_SPLITS:
+                                break
+                finally:
+                    # Also on the way out of a signal: it spares the next run a request a record.
+                    journal.close()
+        if failed:
+            raise _failure(failed)
+        return changed, progress.figures() | {"encoders": pool.max_size}
+
+    def _listed_again(self, files: list[InputFile], changed: set[str]) -> list[InputFile]:
+        """The files, with those that changed as they are now; only those, so that a busy input comes to an end."""
+        if not changed:
+            return files
+        log.warning("planned again, rewritten while they were read: %s", ", ".join(sorted(changed)[:3]))
+        now = {file.uri: file for file in list_input(self.corpus.source, self.corpus.name, self.config.input.format)}
+        return [now.get(file.uri, file) for file in files if file.uri not in changed or file.uri in now]
+
+    def _is_current(self, plan: Plan, parent: Manifest) -> bool:
+        """Whether publishing would give the parent again."""
+        if self.limit is not None or parent.limit is not None:
+            return self.limit == parent.limit and parent.shard_fp == plan.shard_fp and self._lists(parent, plan)
+        listed = set(self._parent_splits()["file_id"].to_pylist())
+        return parent.shard_fp == plan.shard_fp and listed == plan.carried and not plan.recorded
+
+    def _lists(self, parent: Manifest, plan: Plan) -> bool:
+        return sorted(self._parent_splits()["split_id"].to_pylist()) == sorted(record.split_id for record in plan.recorded)
+
+    def _refuse_over_limits(self, plan: Plan) -> None:
+        """Raise LimitError where a limit refuses what would be published; work is kept."""
+        limits = self.config.limits
+        splits = self._carried_splits(plan)
+        reasons: Counter[str] = Counter()
+        for record in plan.recorded:
+            reasons.update(record.reasons)
+        num_quarantined = sum(record.num_quarantined for record in plan.recorded) + _total(splits, "num_quarantined")
+        num_documents = sum(record.num_documents for record in plan.recorded) + _total(splits, "num_documents")
+        ratio = num_quarantined / max(1, num_documents)
+        if num_quarantined >= _MIN_QUARANTINED_TO_REFUSE and ratio > limits.max_quarantined_ratio:
+            raise LimitError(
+                f"{num_quarantined} of {num_documents} documents are in quarantine ({ratio:.2%}; {_listed(reasons)}), "
+                f"limits.max_quarantined_ratio is {limits.max_quarantined_ratio:.2%}; nothing was published, the work is kept: "
+                "mend the input, or raise the limit and run the same command again"
+            )
+        unreadable = sorted({record.file_uri for record in plan.recorded if record.num_counted is None})
+        unreadable += splits.filter(pc.is_null(splits["num_counted"]))["file_uri"].unique().to_pylist()
+        if len(unreadable) > limits.max_quarantined_files:
+            raise LimitError(
+                f"{len(unreadable)} files cannot be read ({', '.join(unreadable[:3])}), limits.max_quarantined_files is "
+                f"{limits.max_quarantined_files}; nothing was published, the work is kept: mend the files, or raise the limit "
+                "and run the same command again"
+            )
+        self._refuse_deletions(plan)
+
+    def _refuse_deletions(self, plan: Plan) -> None:
+        if self.parent is None or self.parent.limit is not None:
+            return
+        parent_splits = self._parent_splits()
+        there = pa.array([file.uri for file in plan.files], pa.string())
+        gone = parent_splits.filter(pc.invert(pc.is_in(parent_splits["file_uri"], there)))
+        num_gone, num_before = _total(gone, "num_documents"), _total(parent_splits, "num_documents")
+        ratio = num_gone / max(1, num_before)
+        most = self.config.limits.max_deleted_ratio
+        if ratio > most:
+            raise LimitError(
+                f"{num_gone} of {num_before} documents would disappear ({ratio:.2%}), with files such as {gone['file_uri'][0]}; "
+                f"limits.max_deleted_ratio is {most:.2%}; nothing was published: bring the files back, or raise the limit "
+                "and run the same command again"
+            )
+
+    def _carried_splits(self, plan: Plan) -> pa.Table:
+        splits = self._parent_splits()
+        return splits.filter(pc.is_in(splits["file_id"], pa.array(sorted(plan.carried), pa.string())))
+
+    def _publish(self, plan: Plan) -> Manifest:
+        config = self.config
+        return publish(
+            self.store,
+            Publication(
+                run_id=self.run_id,
+                parent=self.parent,
+                files=plan.file_ids,
+                records=plan.recorded,
+                carried=plan.carried,
+                encoder={
+                    "model": redact_uri(config.encoder.model),
+                    "revision": config.encoder.revision,
+                    **self.model.spelled_out(config.input.text),
+                },
+                encoder_fp=self.encoder_fp,
+                shard_fp=plan.shard_fp,
+                keep=_type_names(plan.keep),
+                config=config.redacted(),
+                versions={name: version(name) for name in _VERSIONED},
+                limit=self.limit,
+            ),
+        )
+
+    def _outcome(self, manifest: Manifest, *, published: bool) -> dict[str, Any]:
+        return {
+            "snapshot_id": manifest.snapshot_id,
+            "published": published,
+            **manifest.accounting.model_dump(),
+            "run_id": self.run_id,
+            "store_uri": redact_uri(self.store.uri),
+        }
+
+
+def _total(splits: pa.Table, name: str) -> int:
+    return int(pc.sum(splits[name], min_count=0).as_py())
+
+
+def _type_names(keep: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in keep}
+
+
+def _refuse_other_types(keep: pa.Schema, found: pa.Schema) -> None:
+    for field in keep:
+        other = found.field(field.name).type
+        if other != field.type:
+            raise InputError(
+                f"the kept column {field.name} is {field.type} in the current snapshot and {other} in new files; "
+                "cast it in the input, or give another store.uri"
+            )
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+
+
+def _failure(failed: Sequence[SplitReport]) -> VecmillError:
+    """What a run ends with whose splits failed: the kind of the first, for it is likely to be the cause."""
+    first = failed[0]
+    kind = {75: EnvironmentFault, 2: UsageError}.get(first.exit_code, VecmillError)
+    return kind(f"{len(failed)} splits failed, the first: {first.error}; what is done is kept, run the same command again to go on")

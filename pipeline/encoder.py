@@ -1,0 +1,279 @@
+"""Token batches -> unit vectors: load the model, forward, pool, normalize.
+
+The encoder works through one split at a time: token batches over the whole split (see
+`pipeline.batching`), a forward pass each, pooling and norm in float32. Three things can go wrong
+with a batch, and none costs another document:
+
+* It does not fit into memory: it is halved and tried again, and the token budget learns, so that
+  no later batch of this process is as large.
+* It raises: its sequences are tried one by one; those that still raise are `failed`. A probe
+  then tells a bad document from a broken encoder: if even the probe raises, nobody is blamed
+  and the error is the caller's.
+* It makes NaN, infinite or zero vectors: they are `invalid`.
+
+Reduced precision is the plain one, the whole model in bfloat16 or float16: on the machine of
+jobs/benchmark.md, cosine to float32 is 0.99996 on average and 0.9999 at worst, at three times
+the speed; autocast is a little nearer and hardly faster than float32.
+
+Runs where neither ray nor faiss is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
+
+from pipeline.batching import token_batches
+from pipeline.errors import EnvironmentFault, ModelError, VecmillError
+from pipeline.model import ModelDescription, check_files
+from pipeline.pooling import normalize, pool
+
+log = logging.getLogger(__name__)
+
+Compute = Literal["float32", "bfloat16", "float16"]
+
+# CPU: the middle of a flat optimum (jobs/benchmark.md). GPU: enough to fill one, at under 1 GiB of activations for
+# models of 1024 dimensions.
+_CPU_TOKEN_BUDGET = 4096
+_GPU_TOKEN_BUDGET = 65_536
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The vectors of a split's sequences."""
+
+    vectors: npt.NDArray[np.float32]
+    """(N, D), unit norm; zero where `invalid` or `failed`."""
+    num_padded_tokens: int
+    """Tokens computed over, padding included; of passes that succeeded."""
+    invalid: list[int]
+    """Sequences whose vector is NaN, infinite or zero."""
+    failed: dict[int, str]
+    """Sequences that the model raised on, and what it said."""
+
+
+class Encoder:
+    """A model on a device.
+
+    Args:
+        path: the model's folder.
+        description: of the same folder; the weights are checked against it.
+        compute: "auto" is bfloat16 where the hardware has it (float16 on older GPUs), else float32.
+        token_budget: most padded tokens (B x L) of a pass to begin with; "auto" by device.
+        device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one.
+        num_threads: of the CPU, for this whole process; None leaves torch's choice.
+
+    Raises:
+        ModelError: the files are not those described, or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        description: ModelDescription,
+        *,
+        compute: Literal["auto"] | Compute = "auto",
+        token_budget: Literal["auto"] | int = "auto",
+        device: str | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.compute: Compute = best_compute(self.device) if compute == "auto" else compute
+        auto_budget = _GPU_TOKEN_BUDGET if self.device.type == "cuda" else _CPU_TOKEN_BUDGET
+        self.token_budget = auto_budget if token_budget == "auto" else token_budget
+        """Only ever falls, when a batch does not fit into memory."""
+        self.dim = description.dim
+        self._pooling = description.pooling
+        self._pad_token_id = description.pad_token_id
+        folder = Path(path) / description.transformer
+        check_files(folder, description.weights, description.model)
+        self._model: Any = _load(folder, description, _DTYPES[self.compute]).to(self.device)
+        self._probe()
+
+    def encode(self, input_ids: pa.ListArray | pa.ChunkedArray | Sequence[npt.ArrayLike]) -> EncodedSplit:
+        """Encode sequences; the result is in their order, and no vector depends on its neighbours.
+
+        Args:
+            input_ids: N lists of token ids, as `pipeline.tokens` makes them.
+
+        Raises:
+            EnvironmentFault: the device, not a document, is out of memory or broken.
+        """
+        sequences = _Sequences.of(input_ids)
+        vectors = torch.zeros((len(sequences.lengths), self.dim), dtype=torch.float32, device=self.device)
+        failed: dict[int, str] = {}
+        num_padded_tokens = 0
+        pending = list(reversed(token_batches(sequences.lengths, self.token_budget)))
+        while pending:
+            batch = pending.pop()
+            longest = int(sequences.lengths[batch[0]])
+            if len(batch) > 1 and len(batch) * longest > self.token_budget:  # the budget has learnt since
+                parts = token_batches(sequences.lengths[batch], self.token_budget)
+                pending.extend(batch[part] for part in reversed(parts))
+                continue
+            problem = self._try(sequences, batch, vectors)
+            if problem is None:
+                num_padded_tokens += len(batch) * longest
+            elif problem.out_of_memory and len(batch) > 1:
+                self._learn(len(batch) * longest)
+                half = len(batch) // 2
+                pending += [batch[half:], batch[:half]]
+            elif len(batch) > 1:
+                pending += [batch[index : index + 1] for index in reversed(range(len(batch)))]
+            else:
+                self._probe()
+                failed[int(batch[0])] = problem.message
+        found = vectors.cpu().numpy()
+        unsound = np.flatnonzero(~np.isclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-3))
+        found[unsound] = 0.0
+        invalid = [int(index) for index in unsound if int(index) not in failed]
+        return EncodedSplit(found, num_padded_tokens, invalid, failed)
+
+    def _try(self, sequences: _Sequences, batch: npt.NDArray[np.int64], vectors: Tensor) -> _Problem | None:
+        """Put the batch's vectors in place, or say why not."""
+        # The error is dropped before the next try: its traceback holds the tensors that did not fit.
+        try:
+            ids, mask = sequences.padded(batch, self._pad_token_id)
+            vectors[torch.from_numpy(batch).to(self.device)] = self._forward(ids, mask)
+        except torch.AcceleratorError as error:
+            raise EnvironmentFault(
+                f"the accelerator {self.device} failed: {_first_line(error)}; run it again"
+            ) from error
+        except Exception as error:
+            longest = int(sequences.lengths[batch[0]])
+            if is_out_of_memory(error):
+                problem = _Problem(f"does not fit into memory, {longest} tokens alone", out_of_memory=True)
+            else:
+                problem = _Problem(f"{type(error).__name__}: {_first_line(error)}", out_of_memory=False)
+        else:
+            return None
+        if problem.out_of_memory and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return problem
+
+    @torch.inference_mode()
+    def _forward(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> Tensor:
+        """(B, L) ids and mask -> float32 (B, D) of unit norm."""
+        input_ids = torch.from_numpy(ids).to(self.device)
+        real = torch.from_numpy(mask).to(self.device)
+        hidden = self._model(input_ids=input_ids, attention_mask=real.long()).last_hidden_state  # (B, L, H)
+        return normalize(pool(hidden, real, self._pooling))
+
+    def _learn(self, num_tokens: int) -> None:
+        self.token_budget = max(1, min(self.token_budget, num_tokens // 2))
+        log.warning(
+            "a batch of %d tokens does not fit into memory; token budget is now %d", num_tokens, self.token_budget
+        )
+
+    def _probe(self) -> None:
+        """A pass over two tokens, which any sound encoder can do; raises if this one cannot."""
+        try:
+            shape = tuple(self._forward(np.full((1, 2), self._pad_token_id), np.ones((1, 2), bool)).shape)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise EnvironmentFault(
+                    f"{self.device} has no memory left for two tokens; free it and run again"
+                ) from error
+            raise VecmillError(
+                f"the encoder fails on two tokens: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        if shape != (1, self.dim):
+            raise VecmillError(f"the model's vectors are {shape}, described as (1, {self.dim}). This is a bug.")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    message: str
+    out_of_memory: bool
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """N sequences of token ids, one after the other."""
+
+    ids: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, input_ids: pa.ListArray | pa.ChunkedArray | Sequence[npt.ArrayLike]) -> _Sequences:
+        if isinstance(input_ids, pa.ChunkedArray):
+            input_ids = input_ids.combine_chunks()
+        if isinstance(input_ids, pa.Array):
+            offsets = input_ids.offsets.to_numpy().astype(np.int64)
+            ids = input_ids.values.to_numpy().astype(np.int64)
+            return cls(ids, offsets[:-1], np.diff(offsets))
+        arrays = [np.asarray(ids, np.int64) for ids in input_ids]
+        lengths = np.array([len(array) for array in arrays], np.int64)
+        return cls(np.concatenate([np.zeros(0, np.int64), *arrays]), np.cumsum(lengths) - lengths, lengths)
+
+    def padded(
+        self, batch: npt.NDArray[np.int64], pad_token_id: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Ids padded on the right and the mask of real tokens, both (B, L)."""
+        lengths = self.lengths[batch]
+        steps = np.arange(lengths.max())  # (L,)
+        mask = steps < lengths[:, None]
+        places = np.where(mask, self.begins[batch][:, None] + steps, 0)
+        return np.where(mask, self.ids[places], pad_token_id), mask
+
+
+def best_compute(device: torch.device) -> Compute:
+    """The fastest compute type that the device does in hardware and that keeps promise 5."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, the CPU's allocator or Python has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _load(folder: Path, description: ModelDescription, dtype: torch.dtype) -> torch.nn.Module:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model, found = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise EnvironmentFault(f"no memory to load {description.model}: {_first_line(error)}") from error
+        raise ModelError(f"model {description.model} cannot be loaded from {folder}: {_first_line(error)}") from error
+    # Transformers makes up random weights for those it misses; only the pooler's are never used.
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError(
+            f"weights of {description.model} are not whole: {', '.join(missing[:3])} missing; fetch it again"
+        )
+    loaded: torch.nn.Module = model.eval()
+    return loaded
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,143 @@
+"""Where a flow runs: connect to a cluster or start Ray in place, and fit the actor pool into it.
+
+The pool's CPUs and one task of each other operator must fit at the same time. Where they do not,
+Ray Data schedules by object-store budget and deadlocks once rows are big; tiny data hides it.
+So this is checked, with a sentence, before anything starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.config import Cluster, PoolSize
+from pipeline.errors import ClusterError, EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+READ_CPUS = 0.5  # reading waits for storage half of its time
+WRITE_CPUS = 0.25  # writing is compression of ids and one upload
+_OTHERS_CPUS = READ_CPUS + WRITE_CPUS
+
+# More threads than this in one forward pass of a small encoder cost more in waiting than they bring.
+_MAX_THREADS_PER_ENCODER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """The actor pool of encoders: how many, and what each one holds."""
+
+    min_size: int
+    max_size: int
+    num_cpus: float
+    num_gpus: float
+
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads of one encoder; None on a GPU, where the host's threads hardly matter."""
+        return None if self.num_gpus else int(self.num_cpus)
+
+
+@contextmanager
+def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapping[str, float]]]:
+    """Connect to Ray for the time of a flow; yields the resources of each node that is alive.
+
+    An already initialized Ray is used and left running. Without an address Ray starts in place.
+
+    Raises:
+        EnvironmentFault: the cluster cannot be reached, or Ray cannot start here.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Both only where Ray starts in place: a cluster's own settings stand. Token authentication is on by
+        # default and needs a writable HOME; the backend prints a false error line at each start (ray#53727).
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if quiet:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray  # after the environment: Ray reads it when it is imported
+
+    if ray.is_initialized():
+        yield _nodes(ray)
+        return
+    cores = len(os.sched_getaffinity(0))
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=not quiet, logging_level=logging.ERROR if quiet else logging.INFO)
+        else:
+            ray.init(
+                address="local",  # isolation: never a cluster that happens to run on this machine
+                include_dashboard=False,
+                num_cpus=max(4, cores),  # logical: on two cores readers would starve beside an encoder
+                log_to_driver=not quiet,
+                logging_level=logging.ERROR if quiet else logging.INFO,
+            )
+    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
+        raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
+    try:
+        yield _nodes(ray)
+    finally:
+        ray.shutdown()
+
+
+def _nodes(ray: object) -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[attr-defined]  # the module
+
+
+def plan_pool(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
+    """The actor pool for these nodes' resources (`{"CPU": ..., "GPU": ...}` each).
+
+    Raises:
+        ClusterError: the pool does not fit beside one reader and one writer.
+    """
+    gpus = [node.get("GPU", 0.0) for node in nodes]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    if sum(gpus) > 0:
+        return _gpu_pool(cluster, gpus, cpus)
+    return _cpu_pool(cluster, cpus)
+
+
+def _gpu_pool(cluster: Cluster, gpus: Sequence[float], cpus: Sequence[float]) -> PoolPlan:
+    per_encoder = cluster.gpus_per_encoder
+    room = sum(math.floor(gpu / per_encoder + 1e-9) for gpu in gpus)
+    low, high = _asked(cluster, room)
+    if high > room or room == 0:
+        raise ClusterError(
+            f"{max(high, 1)} encoders of {per_encoder:g} GPU do not fit: the cluster has {sum(gpus):g} GPUs on {len(gpus)} "
+            f"nodes, room for {room}; lower cluster.encoders or cluster.gpus_per_encoder, or add nodes"
+        )
+    if sum(cpus) < _OTHERS_CPUS:
+        raise ClusterError(f"a reader and a writer need {_OTHERS_CPUS} CPUs beside the encoders, the cluster has {sum(cpus):g}")
+    # num_cpus=0: a GPU actor otherwise reserves a CPU as well, and the last GPUs stay idle without a word.
+    return PoolPlan(low, high, 0, per_encoder)
+
+
+def _cpu_pool(cluster: Cluster, cpus: Sequence[float]) -> PoolPlan:
+    log.info("no GPU in the cluster: encoding on CPUs")
+    for threads in range(_MAX_THREADS_PER_ENCODER, 0, -1):
+        # One node lends its share to the reader and the writer; which one does not matter for the count.
+        room = sum(math.floor(cpu / threads) for cpu in cpus)
+        if room and sum(cpus) - room * threads < _OTHERS_CPUS:
+            room -= 1
+        low, high = _asked(cluster, room)
+        if 0 < high <= room:
+            return PoolPlan(low, high, threads, 0)
+    low, high = _asked(cluster, 1)
+    raise ClusterError(
+        f"{high} encoders of 1 CPU, a reader and a writer ({_OTHERS_CPUS} CPUs) do not fit: the cluster has {sum(cpus):g} "
+        f"CPUs on {len(cpus)} nodes; lower cluster.encoders, or add CPUs"
+    )
+
+
+def _asked(cluster: Cluster, room: int) -> tuple[int, int]:
+    match cluster.encoders:
+        case "auto":
+            return room, room
+        case PoolSize(min=low, max=high):
+            return low, high
+        case int(size):
+            return size, size

@@ -1,0 +1,112 @@
+"""What a person looks at while a run goes on, and after it.
+
+On a terminal one line that moves; elsewhere (a cluster job's log) the same line every ten seconds.
+Both on stderr: stdout carries the answer.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts what comes out of the flow and shows it.
+
+    Args:
+        num_splits: splits planned; grows when a streamed file turns out to hold several.
+        num_encoders: encoders in the pool, for the share of them that is busy.
+    """
+
+    def __init__(self, num_splits: int, num_encoders: int, stream: TextIO | None = None) -> None:
+        self.num_splits = num_splits
+        self.num_encoders = num_encoders
+        self.num_done = 0
+        self.num_documents = 0
+        self.num_tokens = 0
+        self.num_padded_tokens = 0
+        self.encode_s = 0.0
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._started = self._printed = time.monotonic()
+        self._bar = tqdm(total=num_splits, file=self._stream, disable=not self._is_terminal, bar_format="{desc}", leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def add(self, *, documents: int, tokens: int, padded_tokens: int, encode_s: float, more_splits: int = 0) -> None:
+        """One split is done."""
+        self.num_done += 1
+        self.num_splits = max(self.num_splits + more_splits, self.num_done)
+        self.num_documents += documents
+        self.num_tokens += tokens
+        self.num_padded_tokens += padded_tokens
+        self.encode_s += encode_s
+        self.show()
+
+    def show(self) -> None:
+        """Show the line if it is time."""
+        now = time.monotonic()
+        if self._is_terminal:
+            self._bar.set_description_str(self.line())
+        elif now - self._printed >= _LINE_EVERY_S:
+            self._printed = now
+            print(self.line(), file=self._stream, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since the flow began."""
+        return time.monotonic() - self._started
+
+    def figures(self) -> dict[str, Any]:
+        """The counts, and the rates made from them; what `run.json` carries as progress."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "splits": self.num_splits,
+            "splits_done": self.num_done,
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "documents_per_s": round(self.num_documents / seconds, 1),
+            "tokens_per_s": round(self.num_tokens / seconds),
+            "busy_ratio": round(min(1.0, self.encode_s / (seconds * max(1, self.num_encoders))), 3),
+            "padding_ratio": round(self.num_padded_tokens / self.num_tokens, 4) if self.num_tokens else 1.0,
+        }
+
+    def line(self) -> str:
+        """The progress as one line for a person."""
+        figures = self.figures()
+        left = "?"
+        if self.num_done:
+            left = tqdm.format_interval(self.seconds / self.num_done * (self.num_splits - self.num_done))
+        return (
+            f"splits {self.num_done}/{self.num_splits} · {figures['documents_per_s']:,.0f} documents/s · "
+            f"{figures['tokens_per_s']:,} tokens/s · encoders busy {figures['busy_ratio'] * self.num_encoders:.1f} of {self.num_encoders} · "
+            f"padding {figures['padding_ratio']:.3f} · {tqdm.format_interval(self.seconds)} gone, {left} left"
+        )
+
+
+def summary(outcome: Mapping[str, Any]) -> str:
+    """The end of a run, for a person; `outcome` is the JSON line of `embed`."""
+    if not outcome["published"]:
+        head = f"nothing to do: snapshot {outcome['snapshot_id']} is current"
+    else:
+        head = f"published snapshot {outcome['snapshot_id']} to {outcome['store_uri']}"
+    counts = (
+        f"{outcome['documents_in']:,} documents in = {outcome['embedded']:,} embedded + {outcome['reused']:,} reused + "
+        f"{outcome['quarantined']:,} quarantined"
+    )
+    more = [f"{outcome[key]:,} {key}" for key in ("deleted", "truncated") if outcome.get(key)]
+    rates = ""
+    if outcome.get("tokens_per_s"):
+        rates = f"\n  {outcome['documents_per_s']:,.0f} documents/s, {outcome['tokens_per_s']:,} tokens/s, padding {outcome['padding_ratio']:.3f}"
+    return f"{head}\n  {'; '.join([counts, *more])}{rates}\n  {outcome['seconds']:.1f} s"

@@ -1,0 +1,129 @@
+"""Queries to neighbours: exact search over the current snapshot.
+
+Every vector is compared with every query, block by block: memory is a few shards' vectors and
+one block of scores, whatever the corpus holds. Only the vectors are read, by one range read a
+shard (see pipeline.write); ids are read for the winners alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StoreError, UsageError
+from pipeline.snapshots.reader import Snapshot
+
+# Scores held at once, Q x N of a block: 64 MiB of float32.
+_MAX_SCORES = 16 * 2**20
+
+# Shards read ahead: hides one round trip of object storage behind one matrix product.
+_READ_AHEAD = 4
+
+# Exact search over more rows is minutes: it has to be asked for.
+MAX_EXACT_ROWS = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The K nearest of each query, nearest first.
+
+    `scores` (Q, K) float32: cosines in [-1, 1]; `doc_ids` and `chunk_indexes`: Q lists of K.
+    K is the smaller of what was asked and the rows of the snapshot.
+    """
+
+    scores: npt.NDArray[np.float32]
+    doc_ids: list[list[str]]
+    chunk_indexes: list[list[int]]
+
+
+def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> Neighbours:
+    """The exact nearest rows of the snapshot for each of `queries` (Q, D), unit norm.
+
+    Raises:
+        UsageError: k below 1, or queries of another dim.
+    """
+    if k < 1:
+        raise UsageError(f"k must be at least 1: {k}")
+    dim = snapshot.dim
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise UsageError(f"queries have shape {queries.shape}, the snapshot holds vectors of dim {dim}")
+    best_scores = np.full((len(queries), 0), -np.inf, np.float32)
+    best_addresses = np.zeros((len(queries), 0), np.int64)
+    for shard_index, vectors in _stream_vectors(snapshot):
+        step = max(1, _MAX_SCORES // max(1, len(queries)))
+        for begin in range(0, len(vectors), step):
+            block = vectors[begin : begin + step].astype(np.float32)  # (N, D)
+            block /= np.linalg.norm(block, axis=1, keepdims=True)  # float16 keeps unit norm only within 1e-3
+            scores = queries @ block.T  # (Q, N)
+            addresses = np.arange(begin, begin + len(block), dtype=np.int64) + (shard_index << 32)
+            best_scores, best_addresses = _merge(best_scores, best_addresses, scores, addresses, k)
+    doc_ids, chunk_indexes = _look_up(snapshot, best_addresses)
+    return Neighbours(np.clip(best_scores, -1, 1), doc_ids, chunk_indexes)
+
+
+def _merge(
+    best_scores: npt.NDArray[np.float32],
+    best_addresses: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    addresses: npt.NDArray[np.int64],
+    k: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The k best of both, (Q, <= k), best first; ties by address, so that a search repeats itself."""
+    if scores.shape[1] > k:
+        kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        scores = np.take_along_axis(scores, kept, 1)
+        block_addresses = addresses[kept]
+    else:
+        block_addresses = np.broadcast_to(addresses, scores.shape)
+    all_scores = np.concatenate([best_scores, scores], 1)
+    all_addresses = np.concatenate([best_addresses, block_addresses], 1)
+    order = np.lexsort((all_addresses, -all_scores), axis=1)[:, :k]
+    return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_addresses, order, 1)
+
+
+def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.float16] | npt.NDArray[np.float32]]]:
+    """(index in the shards table, vectors (N, D)) of each shard that has rows, read ahead by a few."""
+    shards = snapshot.shards.select(["file", "num_rows", "vector_begin"]).to_pylist()
+    dtype, dim = np.dtype(snapshot.dtype), snapshot.dim
+
+    def read(index: int) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
+        shard = shards[index]
+        begin, num_bytes = shard["vector_begin"], shard["num_rows"] * dim * dtype.itemsize
+        data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
+        if len(data) != num_bytes:
+            raise StoreError(f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; it was damaged")
+        return np.frombuffer(data, dtype).reshape(-1, dim)
+
+    todo = deque(index for index, shard in enumerate(shards) if shard["num_rows"])
+    ahead: deque[tuple[int, Future[npt.NDArray[np.float16] | npt.NDArray[np.float32]]]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        while todo or ahead:
+            while todo and len(ahead) < _READ_AHEAD:
+                index = todo.popleft()
+                ahead.append((index, pool.submit(read, index)))
+            index, future = ahead.popleft()
+            yield index, future.result()
+
+
+def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list[list[str]], list[list[int]]]:
+    """doc_id and chunk_index of each address (Q, K) = shard index << 32 | row."""
+    unique, inverse = np.unique(addresses, return_inverse=True)
+    doc_ids: list[str] = [""] * len(unique)
+    chunk_indexes: list[int] = [0] * len(unique)
+    files = snapshot.shards.column("file").to_pylist()
+    for shard_index in np.unique(unique >> 32):
+        places = np.flatnonzero(unique >> 32 == shard_index)
+        with snapshot.storage.open(files[shard_index]) as source:
+            table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", "chunk_index"])
+        found = table.take(pa.array(unique[places] & 0xFFFFFFFF))
+        for place, doc_id, chunk_index in zip(places, found["doc_id"].to_pylist(), found["chunk_index"].to_pylist(), strict=True):
+            doc_ids[place], chunk_indexes[place] = doc_id, chunk_index
+    inverse = inverse.reshape(addresses.shape)
+    return [[doc_ids[i] for i in row] for row in inverse], [[chunk_indexes[i] for i in row] for row in inverse]

@@ -1,0 +1,100 @@
+"""store.json: what a store is of. Put once, by a conditional put, before anything else."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.config import redact_uri
+from pipeline.errors import StorageFault, StoreError
+from pipeline.uris import Storage
+
+FORMAT_VERSION = 1
+STORE_NAME = "store.json"
+
+
+class StoreIdentity(BaseModel):
+    """The content of store.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = FORMAT_VERSION
+    min_reader_version: int = FORMAT_VERSION
+    """A reader of a lower version refuses the store."""
+    store_id: str
+    input_root: str
+    """Without credentials."""
+    created_at: str
+
+
+def open_store(storage: Storage, input_root: str | None, *, create: bool) -> StoreIdentity:
+    """The identity of the store, made if `create` and there is none.
+
+    Args:
+        storage: rooted at the store.
+        input_root: the normalized URI of the corpus (of a single file: the file's own); None: any.
+        create: whether a store may be made; needs `input_root`.
+
+    Raises:
+        StoreError: there is no store, it is of another corpus or newer, or lies inside its input or the reverse.
+    """
+    storage.check_store()
+    root = None if input_root is None else redact_uri(input_root)
+    if root is not None:
+        _refuse_nesting(storage.uri, root)
+    identity = _read(storage)
+    if identity is None:
+        if not create or root is None:
+            raise StoreError(f"no store at {storage.uri}; `vecmill embed CONFIG` makes one")
+        identity = _create(storage, root)
+    if root is not None and identity.input_root != root:
+        raise StoreError(
+            f"the store {storage.uri} is of the corpus {identity.input_root}, not of {root}; "
+            "give input.uri as it was, or another store.uri"
+        )
+    return identity
+
+
+def _create(storage: Storage, root: str) -> StoreIdentity:
+    created_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    identity = StoreIdentity(store_id=secrets.token_hex(16), input_root=root, created_at=created_at)
+    fault: StorageFault | None = None
+    try:
+        storage.put_if_absent(STORE_NAME, orjson.dumps(identity.model_dump(), option=orjson.OPT_INDENT_2))
+    except StorageFault as error:
+        fault = error  # the put may have gone through all the same
+    # Ours or another's that came first: what lies there now is the store's identity.
+    found = _read(storage)
+    if found is None:
+        raise fault or StorageFault(f"put and not there: {storage.full_uri(STORE_NAME)}; run the same command again")
+    return found
+
+
+def _read(storage: Storage) -> StoreIdentity | None:
+    uri = storage.full_uri(STORE_NAME)
+    try:
+        value = orjson.loads(storage.read(STORE_NAME))
+        if value["min_reader_version"] > FORMAT_VERSION:
+            raise StoreError(
+                f"{uri} needs a reader of format {value['min_reader_version']}, "
+                f"this Vecmill reads {FORMAT_VERSION}; install a newer one"
+            )
+        return StoreIdentity.model_validate(value)
+    except FileNotFoundError:
+        return None
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(f"{uri} is no store.json of Vecmill ({' '.join(str(error).split())[:200]})") from None
+
+
+def _refuse_nesting(store_uri: str, input_root: str) -> None:
+    store, corpus = (uri if "://" in uri else os.path.realpath(uri) for uri in (store_uri, input_root))
+    for inner, outer, relation in ((store, corpus, "inside its input"), (corpus, store, "around its input")):
+        if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
+            raise StoreError(
+                f"the store {store_uri} lies {relation} {input_root}: one run would read what another wrote; "
+                "give a store.uri beside it"
+            )

@@ -1,0 +1,26 @@
+"""Input files -> splits: what a listing finds, checked, and cut into units of work.
+
+    files     the files of a corpus and their identities
+    streams   files as byte streams; storage's faults kept apart from a decoder's
+    footers   what a Parquet footer says
+    plan      a file -> splits
+    columns   the columns that the config names are there, and have types
+
+All of it runs in the driver, before any work; `pipeline.read` then turns splits into documents.
+"""
+
+from pipeline.splits.columns import check_columns, plan_files
+from pipeline.splits.files import InputFile, file_format, list_input
+from pipeline.splits.plan import Split, limit_splits, plan_file, split_id
+
+__all__ = [
+    "InputFile",
+    "Split",
+    "check_columns",
+    "file_format",
+    "limit_splits",
+    "list_input",
+    "plan_file",
+    "plan_files",
+    "split_id",
+]

@@ -1,0 +1,61 @@
+"""What planning needs of a Parquet file, from its footer alone: columns, and size by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.splits.files import InputFile
+from pipeline.splits.streams import UndecodableError, decoding, open_source
+from pipeline.uris import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """Of one Parquet file.
+
+    Attributes:
+        names: its columns, in order.
+        types: the types of those asked for that it has.
+        group_rows, group_bytes: by row group; bytes are uncompressed, of the columns asked for.
+        error: why it cannot be read, in which case all else is empty.
+    """
+
+    names: tuple[str, ...] = ()
+    types: tuple[tuple[str, pa.DataType], ...] = ()
+    group_rows: tuple[int, ...] = ()
+    group_bytes: tuple[int, ...] = ()
+    error: str | None = None
+
+
+def read_footer(storage: Storage, file: InputFile, columns: Collection[str] = ()) -> Footer:
+    """The footer of a Parquet file; sizes count all columns if none are named.
+
+    A file that is not Parquet gives a `Footer` with its error.
+
+    Raises:
+        EnvironmentFault: storage failed, or the file is another by now.
+    """
+    with open_source(storage, file) as source:
+        try:
+            with decoding(source):
+                parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"))
+                schema, metadata = parquet.schema_arrow, parquet.metadata
+        except UndecodableError as error:
+            return Footer(error=str(error))
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    wanted = [i for i, path in enumerate(paths) if not columns or any(_within(path, name) for name in columns)]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return Footer(
+        names=tuple(schema.names),
+        types=tuple((field.name, field.type) for field in schema if field.name in columns),
+        group_rows=tuple(group.num_rows for group in groups),
+        group_bytes=tuple(sum(group.column(i).total_uncompressed_size for i in wanted) for group in groups),
+    )
+
+
+def _within(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")

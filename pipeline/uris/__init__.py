@@ -1,0 +1,216 @@
+"""URIs: list, read, put, conditional put. The only module that knows local from object storage.
+
+A `Storage` is a root (a local folder or an S3 prefix) and names below it, "/"-separated. It is
+cheap to make and to pickle; connections open at first use and are shared by all storages of a
+process that have the same options.
+
+Two things are promised because everything about commits stands on them:
+
+* A put is atomic. Whoever reads sees all of the object or none of it, whatever is killed when.
+* `put_if_absent` is won by one caller at most. A reply that is lost can make the winner see a
+  loss or a fault, so callers put something of their own into the object and read it back.
+
+Nothing is answered from a cache, and every fault leaves here as one of `pipeline.errors`, with
+the URI in its message.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from pipeline.config import redact_uri
+from pipeline.errors import NotSupportedError, StoreError
+from pipeline.uris._local import LocalFolder
+from pipeline.uris._objects import ObjectInfo, changed
+from pipeline.uris._s3 import S3Prefix
+
+__all__ = ["ObjectInfo", "Storage", "split_input_uri"]
+
+# One request each on object storage: large enough that a sequential reader waits seldom.
+_READ_BUFFER_BYTES = 8 * 2**20
+
+
+class _Root(Protocol):
+    """What a kind of storage does; `LocalFolder` and `S3Prefix` are the two."""
+
+    def list(self, prefix: str) -> list[ObjectInfo]: ...
+    def stat(self, name: str) -> ObjectInfo: ...
+    def root_exists(self) -> bool: ...
+    def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes: ...
+    def open_raw(self, name: str, expect: ObjectInfo | None) -> io.RawIOBase: ...
+    def put(self, name: str, data: bytes | pa.Buffer) -> None: ...
+    def put_if_absent(self, name: str, data: bytes) -> bool: ...
+    def delete(self, names: Iterable[str]) -> None: ...
+
+
+class Storage:
+    """A root and the objects below it.
+
+    Args:
+        uri: a local path, `file://...` or `s3://bucket/prefix`.
+        options: fsspec's storage options (for S3: key, secret, endpoint_url, ...); never shown.
+
+    Raises:
+        NotSupportedError: another scheme.
+    """
+
+    def __init__(self, uri: str, options: Mapping[str, Any] | None = None) -> None:
+        self.uri = _normalize(uri)
+        self._options = dict(options or {})
+        self._opened: _Root | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine (or of a file system it has mounted)."""
+        return "://" not in self.uri
+
+    @property
+    def _root(self) -> _Root:
+        if self._opened is None:
+            self._opened = LocalFolder(self.uri) if self.is_local else S3Prefix(self.uri, self._options)
+        return self._opened
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
+        return Storage, (self.uri, self._options)
+
+    def __repr__(self) -> str:
+        return f"Storage({redact_uri(self.uri)!r})"
+
+    def full_uri(self, name: str) -> str:
+        """The URI of an object, as other tools take it; a path if it is local."""
+        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+
+    def check_store(self) -> None:
+        """Refuse what cannot hold a store.
+
+        Raises:
+            StoreError: a local path that is a file.
+        """
+        if self.is_local and os.path.exists(self.uri) and not os.path.isdir(self.uri):
+            raise StoreError(f"store.uri is a file: {self.uri}; give a folder, which is made if it does not exist")
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects below the folder `prefix`, sorted by name; none if there is no such folder.
+
+        Raises:
+            FileNotFoundError: there is no such bucket.
+        """
+        return sorted(self._root.list(prefix.strip("/")), key=lambda info: info.name)
+
+    def stat(self, name: str) -> ObjectInfo:
+        """Size and identity as they are now.
+
+        Raises:
+            FileNotFoundError: absent.
+        """
+        return self._root.stat(name)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is such an object; without a name, whether the root is there."""
+        if not name:
+            return self._root.root_exists()
+        try:
+            self.stat(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: absent.
+        """
+        return self._root.read(name, 0, None, None)
+
+    def read_range(self, name: str, begin: int, end: int, *, expect: ObjectInfo | None = None) -> bytes:
+        """Bytes [begin, end), cut at the object's end.
+
+        Raises:
+            FileNotFoundError: absent.
+            ChangedError: it is not the object expected.
+        """
+        return self._root.read(name, begin, end, expect) if end > begin else b""
+
+    def open(self, name: str, *, expect: ObjectInfo | None = None) -> BinaryIO:
+        """A seekable, buffered reader.
+
+        Given `expect`, only that object is read: S3 checks each request (If-Match); a local file
+        is checked when it is opened and, whether or not anything failed in between, closed.
+
+        Raises:
+            FileNotFoundError: absent.
+            ChangedError: at open, at a read or at close: it is not the object expected.
+        """
+        raw = self.open_unbuffered(name, expect=expect)
+        return cast(BinaryIO, io.BufferedReader(raw, buffer_size=2**17 if self.is_local else _READ_BUFFER_BYTES))
+
+    def open_unbuffered(self, name: str, *, expect: ObjectInfo | None = None) -> io.RawIOBase:
+        """As `open`, for callers that know which ranges they want: each read is one request."""
+        return self._root.open_raw(name, expect)
+
+    def check_unchanged(self, name: str, expect: ObjectInfo) -> None:
+        """Raise ChangedError unless the object is still the one expected (one request)."""
+        try:
+            unchanged = self.stat(name).identity == expect.identity
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise changed(self.full_uri(name))
+
+    def put(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Put an object, in place of one that may be there; atomic, and durable on return."""
+        self._root.put(name, data)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Put an object unless one is there; False if one is. Atomic among all callers.
+
+        False, or a StorageFault, may also mean that one's own put went through and its reply was
+        lost: read back and compare.
+        """
+        return self._root.put_if_absent(name, data)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects; those that are not there are no error."""
+        self._root.delete(names)
+
+    def arrow_filesystem(self) -> pyarrow.fs.FileSystem:
+        """A file system for `pyarrow.dataset`, to be used with `arrow_path`; it only reads."""
+        from pipeline.uris._arrow import StorageHandler
+
+        return pa.fs.LocalFileSystem() if self.is_local else pa.fs.PyFileSystem(StorageHandler(self))
+
+    def arrow_path(self, name: str) -> str:
+        """The path of an object in `arrow_filesystem()`."""
+        return self.full_uri(name) if self.is_local else name
+
+
+def split_input_uri(uri: str, options: Mapping[str, Any] | None = None) -> tuple[Storage, str | None]:
+    """Where an input is: (its root, None), or for a single file (its folder, its name).
+
+    What does not exist comes back as a root; listing it gives nothing.
+    """
+    storage = Storage(uri, options)
+    folder, _, name = storage.uri.rpartition("/")
+    if uri.endswith("/") or not name or folder.endswith(":/"):
+        return storage, None
+    parent = Storage(folder or "/", options)
+    is_file = os.path.isfile(storage.uri) if storage.is_local else parent.exists(name)
+    return (parent, name) if is_file else (storage, None)
+
+
+def _normalize(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        path = rest if separator else uri
+        return str(Path(os.path.abspath(os.path.expanduser(path))))
+    if scheme not in ("s3", "s3a"):
+        raise NotSupportedError(f"storage on {scheme}:// ({redact_uri(uri)}); local folders and s3:// are")
+    return f"s3://{rest.strip('/')}"

@@ -1,0 +1,229 @@
+"""What a model folder is described as, and what is refused."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import EncoderSettings
+from pipeline.errors import ModelError, NotSupportedError, UsageError
+from pipeline.model import ModelDescription, check_files, describe_model
+from tests.models import make_model, minilm_path, write_json
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def describe(path: Path, **settings: Any) -> ModelDescription:
+    return describe_model(path, EncoderSettings(model=str(path), **settings))
+
+
+def change(path: Path, **values: Any) -> None:
+    write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **values})
+
+
+def test_minilm_is_described_as_published() -> None:
+    found = describe(minilm_path())
+    assert (found.pooling, found.dim, found.max_tokens, found.prompt) == ("mean", 384, 256, "")
+    assert found.modules == ("Transformer", "Pooling", "Normalize")
+    assert found.weights == {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+
+
+def test_the_description_travels(folder: Path) -> None:
+    found = describe(folder)
+    assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301
+    assert json.loads(json.dumps(found.spelled_out("{text}")))["template"] == "{text}"
+
+
+def test_both_spellings_of_module_types_and_pooling_are_one_model(folder: Path) -> None:
+    old = describe(folder).fingerprint("{text}")
+    modules = json.loads((folder / "modules.json").read_text())
+    new = ["base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling"]
+    new.append("base.modules.normalize.Normalize")
+    for module, spelling in zip(modules, new, strict=True):
+        module["type"] = f"sentence_transformers.{spelling}"
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": "mean"})
+    assert describe(folder).fingerprint("{text}") == old
+
+
+def test_a_folder_saved_by_the_library_is_read(folder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    found = describe(tmp_path / "saved")
+    assert (found.pooling, found.max_tokens, found.modules) == ("mean", 48, describe(folder).modules)
+    assert found.config_digest == describe(folder).config_digest
+
+
+def _weights(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.LayerNorm.bias"] = weights["embeddings.LayerNorm.bias"] + 1
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        _weights,
+        lambda folder: change(folder / "tokenizer_config.json", do_lower_case=False),
+        lambda folder: change(folder / "1_Pooling/config.json", pooling_mode="cls"),
+        lambda folder: change(folder / "sentence_bert_config.json", max_seq_length=32),
+        lambda folder: change(folder / "config.json", layer_norm_eps=0.1),
+        lambda folder: change(
+            folder / "config_sentence_transformers.json", prompts={"p": "a: "}, default_prompt_name="p"
+        ),
+    ],
+)
+def test_whatever_shapes_a_vector_changes_the_fingerprint(folder: Path, touch: Callable[[Path], None]) -> None:
+    before = describe(folder).fingerprint("{text}")
+    touch(folder)
+    assert describe(folder).fingerprint("{text}") != before
+
+
+def test_the_template_and_overrides_change_the_fingerprint(folder: Path) -> None:
+    found = describe(folder)
+    others = {found.fingerprint("{title}"), describe(folder, max_tokens=20).fingerprint("{text}")}
+    others |= {
+        describe(folder, prompt="x: ").fingerprint("{text}"),
+        describe(folder, pooling="max").fingerprint("{text}"),
+    }
+    assert len(others | {found.fingerprint("{text}")}) == 5
+
+
+def test_place_name_compute_and_query_prompt_do_not_change_the_fingerprint(folder: Path, tiny: Path) -> None:
+    change(folder / "config.json", transformers_version="9", _name_or_path="elsewhere")
+    other = describe(folder, query_prompt="q: ", compute="float32", token_budget=7)
+    assert other.fingerprint("{text}") == describe(tiny).fingerprint("{text}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt", "query_prompt"),
+    [
+        ({}, "doc: ", "query: "),  # encode takes the default prompt, encode_query the one called "query"
+        ({"prompt": "passage"}, "passage: ", "query: "),
+        ({"prompt": "as is "}, "as is ", "query: "),
+        ({"prompt": ""}, "", "query: "),
+        ({"query_prompt": "passage"}, "doc: ", "passage: "),
+        ({"query_prompt": ""}, "doc: ", ""),
+    ],
+)
+def test_prompts_resolve_by_name_else_literally(
+    folder: Path, settings: dict[str, Any], prompt: str, query_prompt: str
+) -> None:
+    prompts = {"query": "query: ", "passage": "passage: ", "default": "doc: "}
+    change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="default")
+    found = describe(folder, **settings)
+    assert (found.prompt, found.query_prompt) == (prompt, query_prompt)
+
+
+def test_without_a_query_prompt_queries_have_none_as_in_the_library(folder: Path) -> None:
+    change(folder / "config_sentence_transformers.json", prompts={"d": "doc: "}, default_prompt_name="d")
+    assert describe(folder).query_prompt == ""
+
+
+def test_max_tokens_falls_back_to_the_tokenizer_and_the_positions(folder: Path) -> None:
+    (folder / "sentence_bert_config.json").unlink()
+    change(folder / "tokenizer_config.json", model_max_length=50)
+    assert describe(folder).max_tokens == 50
+    change(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert describe(folder).max_tokens == 64
+    change(folder / "config.json", max_position_embeddings=-1)
+    with pytest.raises(ModelError, match=r"set encoder\.max_tokens"):
+        describe(folder)
+
+
+def _modules(folder: Path, *types: str) -> None:
+    paths = ["", "1_Pooling", "2_Normalize", "3_X"]
+    write_json(
+        folder / "modules.json", [{"path": path, "type": kind} for path, kind in zip(paths, types, strict=False)]
+    )
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _plain(folder: Path, architecture: str, model_type: str = "bert") -> None:
+    (folder / "modules.json").unlink()
+    change(folder / "config.json", architectures=[architecture], model_type=model_type)
+
+
+def _truncated(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-10])
+
+
+T, P = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "sentence"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), ModelError, "no safetensors weights.*has none"),
+        (_pickled, ModelError, r"only pickled ones \(pytorch_model.bin\).*save_pretrained"),
+        (_truncated, ModelError, "weights cannot be read.*fetch the model again"),
+        (lambda f: change(f / "model.safetensors.index.json", weight_map={"a": "x"}), None, ""),
+        (lambda f: _plain(f, "LlamaForCausalLM", "llama"), ModelError, "decoder-only.*pooling.*sentence-transformers"),
+        (lambda f: _plain(f, "Qwen3Model", "qwen3"), ModelError, "decoder-only"),
+        (lambda f: _plain(f, "BertModel"), NotSupportedError, "without modules.json"),
+        (lambda f: _plain(f, "BertForSequenceClassification"), ModelError, "cross-encoder or classifier"),
+        (lambda f: _modules(f, T), ModelError, r"no Pooling module; set encoder\.pooling"),
+        (lambda f: _modules(f, T, P, "sentence_transformers.models.Dense"), NotSupportedError, "Dense"),
+        (lambda f: _modules(f, P, T), NotSupportedError, "in this order"),
+        (lambda f: _modules(f, "custom.Transformer", P), ModelError, "code of its own"),
+        (lambda f: write_json(f / "modules.json", [{"path": "../x", "type": T}]), ModelError, "points outside"),
+        (lambda f: change(f / "1_Pooling/config.json", pooling_mode="lasttoken"), NotSupportedError, "lasttoken"),
+        (lambda f: change(f / "1_Pooling/config.json", pooling_mode_cls_token=True), NotSupportedError, "cls . mean"),
+        (lambda f: change(f / "config_sentence_transformers.json", model_type="CrossEncoder"), ModelError, "CrossEnc"),
+        (lambda f: change(f / "config_sentence_transformers.json", truncate_dim=16), NotSupportedError, "truncate_dim"),
+        (lambda f: change(f / "config.json", is_encoder_decoder=True), NotSupportedError, "encoder-decoder"),
+        (lambda f: change(f / "tokenizer_config.json", padding_side="left"), NotSupportedError, "pads on the left"),
+        (lambda f: (f / "config.json").write_text("{"), ModelError, "cannot be read.*config.json"),
+        (lambda f: (f / "modules.json").write_text("{}"), ModelError, "holds dict"),
+        (lambda f: [p.unlink() for p in f.glob("tokenizer.json")], ModelError, "no tokenizer"),
+    ],
+)
+def test_what_cannot_be_encoded_with_is_refused_by_name(
+    folder: Path, spoil: Callable[[Path], object], error: type[UsageError] | None, sentence: str
+) -> None:
+    spoil(folder)
+    if error is None:
+        describe(folder)
+        return
+    with pytest.raises(error, match=sentence) as caught:
+        describe(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_max_tokens_above_the_models_positions_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match="65 is above the 64 positions"):
+        describe(folder, max_tokens=65)
+
+
+def test_files_that_changed_since_they_were_described_are_refused(folder: Path) -> None:
+    """A new model never mixes with an old one, not even within a run."""
+    found = describe(folder)
+    check_files(folder, found.weights, "m")
+    _weights(folder)
+    with pytest.raises(ModelError, match="not the one that the run began with"):
+        check_files(folder, found.weights, "m")
+
+
+def test_the_description_is_frozen(folder: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        describe(folder).dim = 1  # type: ignore[misc]

@@ -1,0 +1,174 @@
+"""Promise 2, as far as reading goes: for any file and any bounds, every row is in one split, once."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Input, SplitBounds
+from pipeline.read import ReadSplit, read_split
+from pipeline.splits import InputFile, limit_splits, list_input, plan_file
+from pipeline.splits.files import Clock
+from pipeline.uris import Storage
+
+LATER = Clock(now_ns=lambda: 2**62)
+INPUT = Input(uri="x")
+NO_KEEP = pa.schema([])
+
+LINE = st.one_of(
+    st.text(min_size=1, max_size=8).map(
+        lambda text: b'{"text": "x%s"}' % text.encode("unicode_escape").replace(b"\\", b"_")
+    ),
+    st.sampled_from(["ä", "日本語", "🙂🙂", "\u2028", "a\u0085b"]).map(lambda text: f'{{"text": "{text}"}}'.encode()),
+    st.sampled_from([b"", b" ", b"\t\r", b"\x0b\x0c"]),  # blank
+    st.sampled_from([b"{", b"[1]", b"\xff\xfe", b'{"text": 1}', b'{"text": []}', b'{"text": " "}', b"\x00"]),
+)
+END = st.sampled_from([b"\n", b"\r\n"])
+BOUNDS = st.builds(
+    lambda rows, num_bytes: SplitBounds.model_validate({"max_rows": rows, "max_bytes": num_bytes}),
+    st.integers(1, 12),
+    st.integers(1, 200),
+)
+
+
+@st.composite
+def jsonl(draw: st.DrawFn) -> bytes:
+    lines = draw(st.lists(st.tuples(LINE, END), max_size=25))
+    content = b"".join(line + end for line, end in lines) + draw(st.sampled_from([b"", b'{"text": "last"}', b" "]))
+    return draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + content if content else b""
+
+
+def _rows_of(content: bytes) -> list[int]:
+    """The offsets of the lines that are not blank: the oracle."""
+    offsets, offset = [], 0
+    for line in content.split(b"\n"):
+        if (line.removeprefix(b"\xef\xbb\xbf") if offset == 0 else line).strip():
+            offsets.append(offset)
+        offset += len(line) + 1
+    return offsets
+
+
+def _read(name: str, content: bytes, bounds: SplitBounds, limit: int | None = None) -> list[ReadSplit]:
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, name).write_bytes(content)
+        storage = Storage(root)
+        files = list_input(storage, None, None, LATER)
+        splits = plan_file(storage, files[0], bounds, None)
+        if limit is not None:
+            splits = limit_splits(storage, files, bounds, limit)
+        return [made for split in splits for made in read_split(storage, split, INPUT, NO_KEEP, bounds)]
+
+
+def _rows(made: list[ReadSplit]) -> Iterator[int]:
+    for one in made:
+        assert one.documents is not None
+        documents, bad = one.documents["row"].to_pylist(), one.quarantine["row"].to_pylist()
+        assert documents == sorted(documents)
+        assert bad == sorted(bad)
+        yield from sorted(documents + bad)
+
+
+def _assert_each_once(made: list[ReadSplit], rows: list[int], end: int) -> None:
+    assert list(_rows(made)) == rows
+    for one in made:
+        assert one.documents is not None
+        assert one.num_documents == one.num_counted == one.documents.num_rows + one.num_quarantined
+    edges = [0] + [one.split.end for one in made]
+    assert [one.split.begin for one in made] == edges[:-1]
+    assert edges[-1] == end
+    assert [one.split.last for one in made] == [False] * (len(made) - 1) + [True]
+
+
+@settings(max_examples=120, deadline=None)
+@given(jsonl(), BOUNDS)
+def test_plain_jsonl(content: bytes, bounds: SplitBounds) -> None:
+    _assert_each_once(_read("a.jsonl", content, bounds), _rows_of(content), len(content))
+
+
+@settings(max_examples=120, deadline=None)
+@given(jsonl(), BOUNDS, st.lists(st.integers(0, 300), max_size=3), st.booleans())
+def test_compressed_jsonl(content: bytes, bounds: SplitBounds, cuts: list[int], gz: bool) -> None:
+    edges = [0, *sorted(cuts), len(content)]
+    members = [content[begin:end] for begin, end in pairwise(edges)]
+    members[-1] = content[edges[-2] :] if edges[-2] < len(content) else b""
+    compress = gzip.compress if gz else zstandard.compress
+    packed = b"".join(compress(member) for member in members)
+    made = _read("a.jsonl.gz" if gz else "a.jsonl.zst", packed, bounds)
+    _assert_each_once(made, _rows_of(content), len(content))
+    for one in made:
+        assert one.split.row_begin is not None
+        assert one.split.row_end is not None
+        assert one.num_documents == one.split.row_end - one.split.row_begin <= bounds.num_rows
+        if one.num_documents > 1:
+            assert one.split.end is not None
+            assert one.split.end - one.split.begin <= bounds.max_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=6), BOUNDS, st.integers(0, 3))
+def test_parquet(groups: list[int], bounds: SplitBounds, num_bad: int) -> None:
+    texts = [f"text {i}" if i >= num_bad else " " for i in range(sum(groups))]
+    packed = _parquet(texts, groups)
+    made = _read("a.parquet", packed, bounds)
+    _assert_each_once(made, list(range(sum(groups))), sum(groups))
+    found = [text for one in made if one.documents for text in one.documents["text"].to_pylist()]
+    assert found == texts[num_bad:]
+    assert all(one.num_documents <= bounds.num_rows for one in made)
+
+
+@settings(max_examples=120, deadline=None)
+@given(jsonl(), BOUNDS, st.integers(1, 12), st.sampled_from(["a.jsonl", "a.jsonl.gz"]))
+def test_a_limit_is_exact(content: bytes, bounds: SplitBounds, limit: int, name: str) -> None:
+    packed = gzip.compress(content) if name.endswith("gz") else content
+    made = _read(name, packed, bounds, limit)
+    assert list(_rows(made)) == _rows_of(content)[:limit]
+    if len(_rows_of(content)) > limit:
+        assert not any(one.split.last for one in made)
+
+
+@settings(max_examples=50, deadline=None)
+@given(jsonl(), BOUNDS)
+def test_cuts_of_a_stream_are_the_same_at_every_attempt(content: bytes, bounds: SplitBounds) -> None:
+    first = [one.split for one in _read("a.jsonl.gz", gzip.compress(content), bounds)]
+    again = [one.split for one in _read("a.jsonl.gz", gzip.compress(content, 1) + gzip.compress(b""), bounds)]
+    assert [(s.begin, s.end, s.last) for s in first] == [(s.begin, s.end, s.last) for s in again]
+
+
+@settings(max_examples=50, deadline=None)
+@given(jsonl(), BOUNDS, st.sets(st.integers(0, 20)))
+def test_pieces_that_are_done_come_without_documents(content: bytes, bounds: SplitBounds, done: set[int]) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, "a.jsonl.zst").write_bytes(zstandard.compress(content))
+        storage = Storage(root)
+        [file] = list_input(storage, None, None, LATER)
+        assert isinstance(file, InputFile)
+        [split] = plan_file(storage, file, bounds, None)
+        full = list(read_split(storage, split, INPUT, NO_KEEP, bounds))
+        ranges = frozenset((s.split.begin, s.split.end or 0) for i, s in enumerate(full) if i in done)
+        for i, one in enumerate(read_split(storage, split, INPUT, NO_KEEP, bounds, done=ranges)):
+            assert one.split == full[i].split
+            assert (one.num_documents, one.num_counted) == (full[i].num_documents, full[i].num_counted)
+            assert one.documents == (None if i in done else full[i].documents)
+
+
+def _parquet(texts: list[str], groups: list[int]) -> bytes:
+    file = io.BytesIO()
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(file, schema) as writer:
+        begin = 0
+        for rows in groups:
+            writer.write_table(
+                pa.table({"text": texts[begin : begin + rows]}, schema=schema), row_group_size=max(rows, 1)
+            )
+            begin += rows
+    return file.getvalue()

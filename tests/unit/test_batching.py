@@ -1,0 +1,46 @@
+"""Token batches: every sequence once, the budget kept, little padding."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.batching import padded_tokens, padding_ratio, token_batches
+
+LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda values: np.array(values, np.int32))
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_every_sequence_is_in_one_batch(lengths: np.ndarray, budget: int) -> None:
+    batches = token_batches(lengths, budget)
+    assert sorted(np.concatenate([np.zeros(0, np.int64), *batches]).tolist()) == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_a_batch_is_within_the_budget_or_one_sequence(lengths: np.ndarray, budget: int) -> None:
+    for batch in token_batches(lengths, budget):
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_the_longest_come_first_so_what_does_not_fit_shows_at_once(lengths: np.ndarray, budget: int) -> None:
+    order = np.concatenate([np.zeros(0, np.int64), *token_batches(lengths, budget)]).astype(np.int64)
+    assert (np.diff(lengths[order]) <= 0).all()
+
+
+def test_ties_keep_their_order_and_share_batches() -> None:
+    """Equal lengths fill the budget: batches are not tiny."""
+    batches = token_batches(np.full(100, 10), 250)
+    assert [batch.tolist() for batch in batches] == [list(range(i, i + 25)) for i in range(0, 100, 25)]
+
+
+def test_padding_nearly_vanishes_over_a_split_of_short_texts() -> None:
+    """Lengths as of dictionary glosses (mean 15, long tail): at most 1.05 at the CPU's budget."""
+    lengths = np.random.default_rng(0).gamma(4.0, 4.0, 10_000).astype(np.int64) + 3
+    batches = token_batches(lengths, 4096)
+    assert 1.0 <= padding_ratio(lengths, batches) <= 1.05
+    assert padded_tokens(lengths, batches) / len(batches) > 3000
+
+
+def test_no_sequences_is_no_batch() -> None:
+    assert token_batches(np.zeros(0, np.int32), 100) == []
+    assert padding_ratio(np.zeros(0, np.int32), []) == 1.0

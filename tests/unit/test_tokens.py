@@ -1,0 +1,228 @@
+"""Sequences: the library's own token ids, and what is told of each document."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import EncoderSettings
+from pipeline.errors import ModelError
+from pipeline.model import ModelDescription, describe_model
+from pipeline.schema import DOCUMENT_FIELDS, QUARANTINE_SCHEMA, SEQUENCE_FIELDS
+from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
+from tests.models import make_model, minilm_path, write_json
+
+TEXTS = [
+    "the man said that they would be there",
+    "  spaces before and after\n\n",
+    "Ünïcödé: straße, ΑΒΓ, 北京, عربى, 🎉 and \x00 NUL",
+    "one [SEP] two [MASK] three",
+    "so " * 300,
+    "x",
+    "a" * 500,
+    "many. short! words? " * 60,
+    "\u200b\ufeff",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def loaded(path: Path, **settings: Any) -> tuple[ModelDescription, SequenceTokenizer]:
+    description = describe_model(path, EncoderSettings(model=str(path), **settings))
+    return description, load_tokenizer(path, description)
+
+
+def documents(texts: list[str], **keep: pa.Array) -> pa.Table:
+    hashes = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    columns = {
+        "doc_id": pa.array([f"d{index}" for index in range(len(texts))], pa.string()),
+        "row": pa.array(range(len(texts)), pa.int64()),
+        "content_hash": pa.array(hashes, pa.binary(16)),
+        "text": pa.array(texts, pa.string()),
+    }
+    kept = [pa.field(name, array.type) for name, array in keep.items()]
+    return pa.table({**columns, **keep}, schema=pa.schema([*DOCUMENT_FIELDS, *kept]))
+
+
+def ids_of_library(path: Path, texts: list[str], prompt: str | None = None) -> list[list[int]]:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(path), device="cpu")
+    rows = [model.preprocess([text], prompt=prompt)["input_ids"][0].tolist() for text in texts]
+    assert any(len(row) == model.max_seq_length for row in rows), "the premise: some are truncated"
+    return rows
+
+
+@pytest.mark.parametrize("which", ["tiny", "minilm"])
+@pytest.mark.parametrize("prompt", [None, "Query: "])
+def test_ids_are_the_librarys(which: str, prompt: str | None, tiny: Path) -> None:
+    path = tiny if which == "tiny" else minilm_path()
+    _, tokenizer = loaded(path, prompt=prompt)
+    sequences = tokenize(documents(TEXTS), tokenizer, input_file="f").sequences
+    assert sequences["input_ids"].to_pylist() == ids_of_library(path, TEXTS, prompt)
+
+
+def test_flags_of_the_config_win_over_tokenizer_json_as_in_the_library(tiny: Path, tmp_path: Path) -> None:
+    """transformers rebuilds this tokenizer from the vocabulary and the flags; tokenizer.json alone says otherwise."""
+    path = Path(shutil.copytree(tiny, tmp_path / "cased"))
+    config = (path / "tokenizer_config.json").read_text()
+    assert '"do_lower_case": true' in config
+    (path / "tokenizer_config.json").write_text(config.replace('"do_lower_case": true', '"do_lower_case": false'))
+    texts = ["THE man", "the man", *TEXTS]
+    _, tokenizer = loaded(path)
+    found = tokenize(documents(texts), tokenizer, input_file="f").sequences["input_ids"].to_pylist()
+    assert found[0] != found[1]
+    assert found == ids_of_library(path, texts)
+    # do_lower_case of sentence-transformers lowers before all else.
+    write_json(path / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": True})
+    _, tokenizer = loaded(path)
+    found = tokenize(documents(texts), tokenizer, input_file="f").sequences["input_ids"].to_pylist()
+    assert found[0] == found[1]
+    assert found == ids_of_library(path, texts)
+
+
+def test_queries_have_the_query_prompt(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny, query_prompt="who: ", prompt="it: ")
+    _, plain = loaded(tiny)
+    assert [ids.tolist() for ids in tokenizer.query_ids(["x"])] == [ids.tolist() for ids in plain.query_ids(["who: x"])]
+
+
+def test_truncation_is_told_with_the_last_character_kept(tiny: Path) -> None:
+    texts = ["the man", "the man " * 40]
+    _, tokenizer = loaded(tiny, max_tokens=10, prompt="to: ")
+    sequences = tokenize(documents(texts), tokenizer, input_file="f").sequences
+    assert sequences["truncated"].to_pylist() == [False, True]
+    assert sequences["num_tokens"].to_pylist() == [2 + 2 + 2, 10]
+    assert sequences["char_begin"].to_pylist() == [0, 0]
+    # 10 tokens: [CLS], "to", ":", six words of the text, [SEP]
+    assert sequences["char_end"].to_pylist() == [len(texts[0]), len("the man the man the man")]
+    assert sequences["chunk_index"].to_pylist() == [0, 0]
+    assert sequences["num_chunks"].to_pylist() == [1, 1]
+
+
+def test_characters_are_counted_not_bytes(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+    sequences = tokenize(documents(["北京 🎉"]), tokenizer, input_file="f").sequences
+    assert sequences["char_end"].to_pylist() == [4]
+
+
+def test_pieces_do_not_change_the_answer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = loaded(tiny)
+    whole = tokenize(documents(TEXTS), tokenizer, input_file="f")
+    monkeypatch.setattr("pipeline.tokens._PIECE_BYTES", 20)
+    assert tokenize(documents(TEXTS), tokenizer, input_file="f").sequences.equals(whole.sequences)
+
+
+def test_kept_columns_and_text_come_along_in_schema_order(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+    table = documents(["one", "two"], lang=pa.array(["a", None]), when=pa.array([1, 2], pa.timestamp("ns")))
+    sequences = tokenize(table, tokenizer, input_file="f", with_text=True).sequences
+    assert sequences.schema.names == [*(field.name for field in SEQUENCE_FIELDS), "lang", "when", "text"]
+    assert sequences.schema.field("input_ids") == pa.field("input_ids", pa.list_(pa.int32()), nullable=False)
+    assert sequences["lang"].to_pylist() == ["a", None]
+    sequences.validate(full=True)
+
+
+def test_no_documents_make_no_sequences_of_the_same_schema(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+    empty = tokenize(documents([]), tokenizer, input_file="f")
+    assert (len(empty.sequences), len(empty.quarantine)) == (0, 0)
+    assert empty.sequences.schema == tokenize(documents(["x"]), tokenizer, input_file="f").sequences.schema
+
+
+def test_the_row_hash_sees_id_content_and_kept_values(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+
+    def row_hash(doc_id: str, text: str, **keep: pa.Array) -> bytes:
+        table = documents([text], **keep)
+        table = table.set_column(0, DOCUMENT_FIELDS[0], pa.array([doc_id]))
+        (value,) = tokenize(table, tokenizer, input_file="f").sequences["row_hash"].to_pylist()
+        return bytes(value)
+
+    kept: list[pa.Array] = [
+        pa.array([1]),
+        pa.array([2]),
+        pa.array(["1"]),
+        pa.array([None], pa.int64()),
+        pa.array([1.5]),
+    ]
+    kept += [pa.array([b"\xff"]), pa.array([1], pa.timestamp("ns")), pa.array([[1, 2]]), pa.array([{"a": 1}])]
+    hashes = [row_hash("a", "x"), row_hash("b", "x"), row_hash("a", "y"), *(row_hash("a", "x", k=k) for k in kept)]
+    assert len(set(hashes)) == len(hashes)
+    assert row_hash("a", "x", k=kept[0]) == row_hash("a", "x", k=pa.array([1]))
+
+
+class _Fails:
+    """A tokenizer that raises on one text and finds nothing in another."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def encode(self, text: str) -> Any:
+        if text == "bad":
+            raise ValueError("cannot")
+        return self._backend.encode(text, add_special_tokens=text != "")
+
+    def encode_batch(self, texts: list[str]) -> list[Any]:
+        return [self.encode(text) for text in texts]
+
+
+def test_a_document_that_cannot_be_tokenized_costs_no_other(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+    failing: Any = _Fails(tokenizer.backend)
+    texts = ["one", "bad", "two", "", "three"]
+    found = tokenize(documents(texts), SequenceTokenizer(failing, "", ""), input_file="f", quarantine_text=True)
+    assert found.sequences["doc_id"].to_pylist() == ["d0", "d2", "d4"]
+    good = tokenize(documents(texts), tokenizer, input_file="f").sequences.take([0, 2, 4])
+    assert found.sequences.equals(good)
+    assert found.quarantine.schema == QUARANTINE_SCHEMA
+    rows = found.quarantine.to_pylist()
+    assert [(row["doc_id"], row["row"], row["text"]) for row in rows] == [("d1", 1, "bad"), ("d3", 3, "")]
+    assert [row["message"] for row in rows] == ["the tokenizer failed: cannot", "the tokenizer finds no token in it"]
+    assert {(row["stage"], row["reason"], row["input_file"]) for row in rows} == {("tokenize", "encode_failed", "f")}
+
+
+def test_another_tokenizer_than_described_is_refused(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "changed"))
+    description = describe_model(path, EncoderSettings(model=str(path)))
+    write_json(path / "tokenizer_config.json", {})
+    with pytest.raises(ModelError, match="not the one that the run began with"):
+        load_tokenizer(path, description)
+
+
+def test_a_broken_tokenizer_is_told_in_a_sentence(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="tokenizer of .* cannot be loaded") as caught:
+        loaded(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_readers_import_neither_torch_nor_transformers() -> None:
+    """Two seconds and 240 MiB in every reader's process."""
+    code = "import sys, pipeline.tokens; print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ids_are_int32_without_python_lists_between(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny)
+    ids = tokenize(documents(["the man"]), tokenizer, input_file="f").sequences["input_ids"].combine_chunks()
+    assert ids.values.to_numpy(zero_copy_only=True).dtype == np.int32
