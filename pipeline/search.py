@@ -1,4 +1,7 @@
-"""Queries to neighbours: exact search over the current snapshot.
+"""Queries to neighbours: the query encoder, and exact search over the current snapshot.
+
+A query goes through the same model as the documents, with its query prompt; an encoder whose
+fingerprint is not the snapshot's is refused, since its vectors would compare to nothing.
 
 Every vector is compared with every query, block by block: memory is a few shards' vectors and
 one block of scores, whatever the corpus holds. Only the vectors are read, by one range read a
@@ -8,17 +11,22 @@ shard (see pipeline.write); ids are read for the winners alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import EncoderSettings
 from pipeline.errors import StoreError, UsageError
+from pipeline.model import describe_model, fetch_model
+from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.reader import Snapshot
+from pipeline.tokens import load_tokenizer
 
 # Scores held at once, Q x N of a block: 64 MiB of float32.
 _MAX_SCORES = 16 * 2**20
@@ -41,6 +49,59 @@ class Neighbours:
     scores: npt.NDArray[np.float32]
     doc_ids: list[list[str]]
     chunk_indexes: list[list[int]]
+
+
+class QueryEncoder:
+    """The snapshot's encoder, for queries.
+
+    Args:
+        manifest: of the snapshot that will be searched.
+        settings: the encoder section of a config; None: as the manifest tells.
+        template: `input.text` of the same config.
+        storage_options: for a model in object storage.
+
+    Raises:
+        ModelError: the model is not to be had.
+        StoreError: the model is another than the snapshot's.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        settings: EncoderSettings | None = None,
+        template: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        from pipeline.encoder import Encoder  # torch: two seconds that a mistake in the command need not wait for
+
+        settings = settings or EncoderSettings.model_validate(manifest.config["encoder"])
+        template = manifest.config["input"]["text"] if template is None else template
+        path = fetch_model(settings, storage_options)
+        model = describe_model(path, settings)
+        fingerprint = model.fingerprint(template)
+        if fingerprint != manifest.encoder_fp:
+            raise StoreError(
+                f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
+                f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, prompt, "
+                "max_tokens or input.text differ; search with the config that embedded it, or embed again into another store"
+            )
+        self._tokenizer = load_tokenizer(path, model)
+        self._encoder = Encoder(path, model, compute=settings.compute, token_budget=settings.token_budget)
+
+    def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors (Q, D).
+
+        Raises:
+            UsageError: a query is empty, or has no vector.
+        """
+        for query in queries:
+            if not query.strip():
+                raise UsageError(f"a query is empty: {query!r}")
+        encoded = self._encoder.encode(self._tokenizer.query_ids(queries))
+        bad = [*encoded.invalid, *encoded.failed]
+        if bad:
+            raise UsageError(f"a query cannot be encoded: {queries[bad[0]][:80]!r}")
+        return encoded.vectors
 
 
 def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> Neighbours:

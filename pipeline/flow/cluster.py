@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import Cluster, PoolSize
 from pipeline.errors import ClusterError, EnvironmentFault
@@ -53,28 +55,28 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
-        # Both only where Ray starts in place: a cluster's own settings stand. Token authentication is on by
-        # default and needs a writable HOME; the backend prints a false error line at each start (ray#53727).
+        # Only where Ray starts in place: a cluster's own setting stands. Token authentication is on by default
+        # and needs a writable HOME.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        if quiet:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray  # after the environment: Ray reads it when it is imported
+    import ray.data
+
+    if quiet:
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     if ray.is_initialized():
         yield _nodes(ray)
         return
-    cores = len(os.sched_getaffinity(0))
+    logged: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     try:
-        if address:
-            ray.init(address=address, log_to_driver=not quiet, logging_level=logging.ERROR if quiet else logging.INFO)
-        else:
-            ray.init(
-                address="local",  # isolation: never a cluster that happens to run on this machine
-                include_dashboard=False,
-                num_cpus=max(4, cores),  # logical: on two cores readers would starve beside an encoder
-                log_to_driver=not quiet,
-                logging_level=logging.ERROR if quiet else logging.INFO,
-            )
+        with _silent_stderr(quiet):
+            if address:
+                ray.init(address=address, **logged)
+            else:
+                # "local": never a cluster that happens to run on this machine. CPUs are logical: with two of them
+                # readers would starve beside an encoder.
+                ray.init(address="local", include_dashboard=False, num_cpus=max(4, _num_cores()), **logged)
     except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
         raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
@@ -82,6 +84,31 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
         yield _nodes(ray)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr(silent: bool) -> Iterator[None]:
+    """Keep what C++ code writes to stderr off it; what goes wrong comes as an exception."""
+    if not silent:
+        yield
+        return
+    # Without it each flow prints an error line about restarts that is not true of Ray Data, which holds what it
+    # speaks of (ray#53727). With it Ray prints, once, that it was set: hence the detour of file descriptor 2.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _nodes(ray: object) -> list[Mapping[str, float]]:

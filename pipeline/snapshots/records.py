@@ -215,9 +215,11 @@ def tile(
         end: where it ends; None: the end of the file, which a record marks that is `last`.
     """
     cuts: dict[tuple[int, int, bool], list[Record]] = {}
+    file_ids = set()
     for record in records:
         cuts.setdefault((record.begin, record.end, record.last), []).append(record)
-    if len({group[0].file_id for group in cuts.values()}) > 1:
+        file_ids.add(record.file_id)
+    if len(file_ids) > 1:
         raise ValueError("records of several files cannot tile one")
     # From the back: from each offset, how many splits it takes to the end, and the first of them.
     best: dict[int, tuple[int, int, tuple[int, int, bool]]] = {}

@@ -29,7 +29,6 @@ from pipeline.config import redact_uri
 from pipeline.errors import NotSupportedError, StoreError
 from pipeline.uris._local import LocalFolder
 from pipeline.uris._objects import ObjectInfo, changed
-from pipeline.uris._s3 import S3Prefix
 
 __all__ = ["ObjectInfo", "Storage", "split_input_uri"]
 
@@ -73,8 +72,12 @@ class Storage:
 
     @property
     def _root(self) -> _Root:
-        if self._opened is None:
-            self._opened = LocalFolder(self.uri) if self.is_local else S3Prefix(self.uri, self._options)
+        if self._opened is None and self.is_local:
+            self._opened = LocalFolder(self.uri)
+        elif self._opened is None:
+            from pipeline.uris._s3 import S3Prefix  # a second of imports that local stores do not need
+
+            self._opened = S3Prefix(self.uri, self._options)
         return self._opened
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:

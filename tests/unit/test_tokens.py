@@ -19,7 +19,7 @@ from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
 from tests.models import make_model, minilm_path, write_json
 
 TEXTS = [
-    "the man said that they would be there",
+    "the time said that they would be there",
     "  spaces before and after\n\n",
     "Ünïcödé: straße, ΑΒΓ, 北京, عربى, 🎉 and \x00 NUL",
     "one [SEP] two [MASK] three",
@@ -84,7 +84,7 @@ def test_flags_of_the_config_win_over_tokenizer_json_as_in_the_library(tiny: Pat
     config = (path / "tokenizer_config.json").read_text()
     assert '"do_lower_case": true' in config
     (path / "tokenizer_config.json").write_text(config.replace('"do_lower_case": true', '"do_lower_case": false'))
-    texts = ["THE man", "the man", *TEXTS]
+    texts = ["THE time", "the time", *TEXTS]
     _, tokenizer = loaded(path)
     found = tokenize(documents(texts), tokenizer, input_file="f").sequences["input_ids"].to_pylist()
     assert found[0] != found[1]
@@ -104,14 +104,14 @@ def test_queries_have_the_query_prompt(tiny: Path) -> None:
 
 
 def test_truncation_is_told_with_the_last_character_kept(tiny: Path) -> None:
-    texts = ["the man", "the man " * 40]
+    texts = ["the time", "the time " * 40]
     _, tokenizer = loaded(tiny, max_tokens=10, prompt="to: ")
     sequences = tokenize(documents(texts), tokenizer, input_file="f").sequences
     assert sequences["truncated"].to_pylist() == [False, True]
     assert sequences["num_tokens"].to_pylist() == [2 + 2 + 2, 10]
     assert sequences["char_begin"].to_pylist() == [0, 0]
     # 10 tokens: [CLS], "to", ":", six words of the text, [SEP]
-    assert sequences["char_end"].to_pylist() == [len(texts[0]), len("the man the man the man")]
+    assert sequences["char_end"].to_pylist() == [len(texts[0]), len("the time the time the time")]
     assert sequences["chunk_index"].to_pylist() == [0, 0]
     assert sequences["num_chunks"].to_pylist() == [1, 1]
 
@@ -216,7 +216,8 @@ def test_a_broken_tokenizer_is_told_in_a_sentence(tiny: Path, tmp_path: Path) ->
 
 def test_readers_import_neither_torch_nor_transformers() -> None:
     """Two seconds and 240 MiB in every reader's process."""
-    code = "import sys, pipeline.tokens; print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    heavy = "{'torch', 'transformers', 'huggingface_hub'}"
+    code = f"import sys, pipeline.tokens; print(sorted({heavy} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -224,5 +225,5 @@ def test_readers_import_neither_torch_nor_transformers() -> None:
 
 def test_ids_are_int32_without_python_lists_between(tiny: Path) -> None:
     _, tokenizer = loaded(tiny)
-    ids = tokenize(documents(["the man"]), tokenizer, input_file="f").sequences["input_ids"].combine_chunks()
+    ids = tokenize(documents(["the time"]), tokenizer, input_file="f").sequences["input_ids"].combine_chunks()
     assert ids.values.to_numpy(zero_copy_only=True).dtype == np.int32

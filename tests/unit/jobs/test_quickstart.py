@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,13 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         embedded.append(config)
         return {"snapshot_id": "1", "published": len(embedded) == 1}
 
-    def search(config: Config, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        return [[(f"answer.{i}", 0.5) for i in range(k)] for _ in questions]
+    def answer(snapshot: object, config: Config, texts: Sequence[str], k: int) -> Iterator[dict[str, Any]]:
+        for text in texts:
+            yield from ({"query": text, "rank": i, "doc_id": f"answer.{i}", "score": 0.5} for i in range(k))
 
-    monkeypatch.setattr(quickstart, "_embed", embed)
-    monkeypatch.setattr(quickstart, "_search", search)
+    monkeypatch.setattr("pipeline.embed.embed", embed)
+    monkeypatch.setattr(quickstart, "open_snapshot", lambda uri: uri)
+    monkeypatch.setattr(quickstart, "answer_texts", answer)
     return embedded
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import huggingface_hub
 import pytest
@@ -18,8 +18,8 @@ from pipeline.uris import ObjectInfo
 class FakeStorage:
     """A prefix of object storage in memory."""
 
-    objects: dict[str, bytes] = {}
-    opened: list[str] = []
+    objects: ClassVar[dict[str, bytes]] = {}
+    opened: ClassVar[list[str]] = []
 
     def __init__(self, uri: str, options: Any = None) -> None:
         self.uri = uri

@@ -73,6 +73,19 @@ def test_a_fault_of_storage_under_parquet_stays_one() -> None:
         pq.ParquetFile(Source(io.BytesIO(b"x" * 100), "a"))
 
 
+def _hiding_decoder(source: Source) -> None:
+    try:
+        source.read(10)
+    except StorageFault:
+        raise OSError("unexpected end of stream") from None
+
+
+def test_a_fault_that_a_decoder_hides_is_still_storages() -> None:
+    source = Source(_Failing(b"x" * 100, OSError("reset by peer"), after=0), "s3://b/a")
+    with pytest.raises(StorageFault, match="reset by peer"), decoding(source):
+        _hiding_decoder(source)
+
+
 def test_plain_files_are_fetched_in_equal_requests() -> None:
     """Each read below is one request on object storage: 10 MiB take two, and little beyond the range."""
 

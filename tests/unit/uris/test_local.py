@@ -80,7 +80,7 @@ for number in itertools.count():
 def test_a_put_that_is_killed_leaves_all_or_nothing(storage: Storage) -> None:
     """kill -9 at some moment of many: every object a reader can see is whole."""
     root = Path(__file__).parents[3]
-    for num_puts in (1, 2, 3):
+    for num_puts in (1, 3):
         child = subprocess.Popen(
             [sys.executable, "-c", _PUTS_FOR_EVER, storage.uri], stdout=subprocess.PIPE, cwd=root, text=True
         )
@@ -166,13 +166,13 @@ def test_only_the_expected_file_is_read(storage: Storage) -> None:
 
 
 def test_a_file_replaced_while_it_is_read_is_read_as_it_was(storage: Storage) -> None:
-    """A rename leaves the open file alone: what is read is what was listed... and its links count as a change."""
+    """A rename leaves the open file alone; its lost link counts as a change all the same, which is safe."""
     storage.put("x", b"one")
     listed = storage.stat("x")
     reader = storage.open("x", expect=listed)
     storage.put("x", b"two")
     assert reader.read() == b"one"
-    with pytest.raises(ChangedError):  # ctime moved with the link count: planned again, which is safe
+    with pytest.raises(ChangedError):
         reader.close()
 
 

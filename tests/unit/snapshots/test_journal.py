@@ -1,0 +1,102 @@
+"""The journal: no request for a record that it holds, and never more than the records themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.snapshots.journal import Journal, load_records, read_journals, write_journal
+from pipeline.snapshots.records import record_name
+from pipeline.uris import Storage
+
+from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, make_record
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FaultyStorage:
+    return FaultyStorage(Storage(str(tmp_path)))
+
+
+def _key(record: object) -> str:
+    return repr(record)
+
+
+def test_a_resume_asks_for_no_record_that_the_journal_holds(storage: FaultyStorage) -> None:
+    records = [make_record(f"{number}.parquet") for number in range(10)]
+    for record in records:
+        storage.put(record_name(record), record.to_json())
+    write_journal(storage, "run-1", 0, records[:4])
+    write_journal(storage, "run-2", 0, records[3:8])
+    loaded = load_records(storage, ENCODER_FP, SHARD_FP)
+    assert sorted(loaded, key=_key) == sorted(records, key=_key)
+    asked = [name for name in storage.reads if name.startswith("records/")]
+    assert sorted(asked) == sorted(map(record_name, records[8:]))
+
+
+def test_records_of_other_fingerprints_are_left_alone(storage: FaultyStorage) -> None:
+    mine, theirs = make_record(), make_record(shard_fp="a" * 16)
+    for record in (mine, theirs):
+        storage.put(record_name(record), record.to_json())
+    write_journal(storage, "run", 0, [mine, theirs])
+    assert load_records(storage, ENCODER_FP, SHARD_FP) == [mine]
+    assert read_journals(storage, ENCODER_FP, "a" * 16) == [theirs]
+
+
+def test_a_swept_record_is_gone_whatever_a_journal_says(storage: FaultyStorage) -> None:
+    swept, doomed, stays = (make_record(f"{number}.parquet") for number in range(3))
+    for record in (doomed, stays):
+        storage.put(record_name(record), record.to_json())
+    write_journal(storage, "run", 0, [swept, doomed, stays])
+    assert load_records(storage, ENCODER_FP, SHARD_FP, {record_name(doomed)}) == [stays]
+
+
+def test_a_record_swept_between_listing_and_reading_is_gone(
+    storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_record()
+    storage.put(record_name(record), record.to_json())
+    listing = storage.list()
+    storage.delete([record_name(record)])
+    monkeypatch.setattr(storage, "list", lambda prefix: listing if prefix.startswith("records") else [])
+    assert load_records(storage, ENCODER_FP, SHARD_FP) == []
+
+
+def test_a_record_under_anothers_name_is_refused(storage: FaultyStorage) -> None:
+    one, other = make_record("1"), make_record("2")
+    storage.put(record_name(one), other.to_json())
+    with pytest.raises(StoreError, match="record of another split"):
+        load_records(storage, ENCODER_FP, SHARD_FP)
+
+
+def test_a_file_that_is_no_journal_is_named(storage: FaultyStorage) -> None:
+    record = make_record()
+    storage.put(record_name(record), record.to_json())
+    storage.put("runs/run/records-000000.parquet", b"no parquet")
+    with pytest.raises(StoreError, match=r"runs/run/records-000000.parquet is no journal"):
+        load_records(storage, ENCODER_FP, SHARD_FP)
+
+
+def test_it_is_written_when_due_and_at_the_end(storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.snapshots.journal.MAX_JOURNAL_SPLITS", 3)
+    now = 0.0
+    journal = Journal(storage, "run", clock=lambda: now)
+    records = [make_record(f"{number}") for number in range(6)]
+
+    def num_files() -> int:
+        return len(storage.list("runs/run"))
+
+    for record in records[:3]:
+        journal.add(record)
+    assert num_files() == 1
+    journal.add(records[3])
+    now = 59.0
+    journal.add(records[4])
+    assert num_files() == 1
+    now = 60.0
+    journal.add(records[5])
+    assert num_files() == 2
+    journal.close()
+    assert num_files() == 2
+    assert len(read_journals(storage, ENCODER_FP, SHARD_FP)) == 6
