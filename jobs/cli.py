@@ -110,7 +110,9 @@ def _interrupted(what: str) -> int:
 
 def set_up_logging() -> None:
     """Log lines of vecmill's own on stderr; libraries only from warnings up."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     for name in ("pipeline", "jobs", "vecmill"):
         logging.getLogger(name).setLevel(logging.INFO)
 

@@ -19,7 +19,9 @@ from pipeline.report import summary
 @click.command(name="embed")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[key.path=value ...]")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents: a smoke run into a store of its own.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Only the first N documents: a smoke run into a store of its own."
+)
 @click.option("--verbose", is_flag=True, help="Show Ray's own log as well.")
 def main(config: str, overrides: tuple[str, ...], limit: int | None, verbose: bool) -> None:
     """Publish a snapshot of the corpus that CONFIG describes; run again, it goes on where it was."""

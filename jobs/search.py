@@ -26,7 +26,13 @@ from pipeline.snapshots.reader import Snapshot
 @click.option("--exact", is_flag=True, help=f"Compare with every vector, also above {MAX_EXACT_ROWS:,} of them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line a neighbour.")
 def main(
-    target: str, overrides: tuple[str, ...], texts: tuple[str, ...], file: Path | None, k: int, exact: bool, as_json: bool
+    target: str,
+    overrides: tuple[str, ...],
+    texts: tuple[str, ...],
+    file: Path | None,
+    k: int,
+    exact: bool,
+    as_json: bool,
 ) -> None:
     """Show the documents of the current snapshot that are nearest to each query; score is the cosine."""
     queries = {str(number): text for number, text in enumerate(texts)} | (_read_queries(file) if file else {})
@@ -88,7 +94,7 @@ def _read_queries(path: Path) -> dict[str, str]:
             value = json.loads(line)
             query_id, text = str(value["id"]), value["text"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise UsageError(f"{path}:{number} is no query; a line is {{\"id\": ..., \"text\": ...}}") from None
+            raise UsageError(f'{path}:{number} is no query; a line is {{"id": ..., "text": ...}}') from None
         if not isinstance(text, str):
             raise UsageError(f"{path}:{number}: text is {type(text).__name__}, not a string")
         if query_id in queries:

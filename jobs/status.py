@@ -30,7 +30,9 @@ def is_config(target: str) -> bool:
 @click.command(name="status")
 @click.argument("target", metavar="CONFIG|STORE")
 @click.argument("overrides", nargs=-1, metavar="[key.path=value ...]")
-@click.option("--files", is_flag=True, help="Only the current embedding shards, one URI a line: for DuckDB, Polars or Spark.")
+@click.option(
+    "--files", is_flag=True, help="Only the current embedding shards, one URI a line: for DuckDB, Polars or Spark."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) -> None:
     """Show the current snapshot of a store."""

@@ -69,7 +69,9 @@ class Input(_Section):
                 raise NotSupportedError(f"nested columns in input.text: {{{name}}}")
         for name in self.keep:
             if name in RESERVED_COLUMNS:
-                raise ConfigError(f"input.keep: {name} is the name of a column that every shard has; rename it in the input")
+                raise ConfigError(
+                    f"input.keep: {name} is the name of a column that every shard has; rename it in the input"
+                )
         if len(set(self.keep)) < len(self.keep):
             raise ConfigError(f"input.keep names a column twice: {', '.join(self.keep)}")
         return self
@@ -227,15 +229,20 @@ class Config(_Section):
         """
         shaping = {
             "row_format_version": ROW_FORMAT_VERSION,
-            "input": {"format": self.input.format, "id": self.input.id, "text": self.input.text, "keep": dict(keep_types)},
+            "input": {
+                "format": self.input.format,
+                "id": self.input.id,
+                "text": self.input.text,
+                "keep": dict(keep_types),
+            },
             "store": {"dtype": self.store.dtype, "keep_text": self.store.keep_text},
         }
         return hashlib.blake2b(json.dumps(shaping, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def redact_uri(uri: str) -> str:
-    """The URI without user name and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", uri)
+    """The URI without user name and password; the latter may hold slashes, as AWS secrets do."""
+    return re.sub(r"(?<=://)([^/@]*:[^@]*|[^/@]*)@", "***@", uri)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -255,7 +262,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"config is not YAML: {path}: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"config must be a mapping of sections (input, store, ...): {path} holds {type(raw).__name__}")
+        raise ConfigError(
+            f"config must be a mapping of sections (input, store, ...): {path} holds {type(raw).__name__}"
+        )
     for override in overrides:
         _override(raw, override)
     return parse_config(raw)
@@ -277,9 +286,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"override must be key.path=value: {override}")
     try:
-        value = yaml.safe_load(text)
+        # A template's braces would be a mapping in YAML.
+        value = text if dotted == "input.text" else yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"override's value is not YAML: {override}") from None
+        raise ConfigError(f"override's value is not YAML: {override}; quote it") from None
     *sections, key = dotted.split(".")
     target = raw
     for section in sections:
@@ -297,7 +307,10 @@ def _unknown_keys(raw: Mapping[str, Any], model: type[BaseModel], prefix: str = 
         if field is None:
             names = list(model.model_fields)
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            yield f"{prefix}{key}", f"{prefix}{nearest[0]}" if nearest else f"one of {', '.join(prefix + n for n in names)}"
+            yield (
+                f"{prefix}{key}",
+                f"{prefix}{nearest[0]}" if nearest else f"one of {', '.join(prefix + n for n in names)}",
+            )
         elif isinstance(value, Mapping):
             for inner in (field.annotation, *get_args(field.annotation)):
                 if isinstance(inner, type) and issubclass(inner, BaseModel):

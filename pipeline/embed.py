@@ -12,35 +12,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config, redact_uri
 from pipeline.errors import (
-    ClusterError,
     ConfigError,
-    EnvironmentFault,
     InputError,
-    LimitError,
     NotSupportedError,
     StorageFault,
     UsageError,
-    VecmillError,
 )
-from pipeline.flow.rows import SplitReport, Work
+from pipeline.flow.rows import Work
 from pipeline.flow.stages import FlowContext, storage_environment
+from pipeline.limits import refuse_deletions, refuse_over_limits
 from pipeline.model import ModelDescription, describe_model, fetch_model
 from pipeline.planning import KnownRecords, carried_files, left_to_do, without
-from pipeline.report import Progress
 from pipeline.signals import interruptible
 from pipeline.snapshots.commit import Publication, publish
-from pipeline.snapshots.journal import Journal, load_records
+from pipeline.snapshots.journal import load_records
 from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, latest, read_table
 from pipeline.snapshots.reader import Snapshot
@@ -49,16 +43,13 @@ from pipeline.snapshots.store import open_store
 from pipeline.splits import InputFile, Split, check_columns, limit_splits, list_input, plan_files
 from pipeline.uris import Storage, split_input_uri
 
+if TYPE_CHECKING:
+    from pipeline.flow.drive import Drive
+
 log = logging.getLogger(__name__)
 
 # A file that is rewritten while it is read is planned again this often before the run gives up.
 _MAX_PLANS = 3
-
-# Splits that may fail before the run stops: one is bad luck, this many is storage that is gone.
-_MAX_FAILED_SPLITS = 8
-
-# Under this many quarantined documents no ratio refuses: a small corpus would be refused for one.
-_MIN_QUARANTINED_TO_REFUSE = 10
 
 # A page holds at most 1 GiB, and vectors are addressable only in one page.
 _MAX_VECTOR_BYTES = 2**30
@@ -134,7 +125,9 @@ def _find_model(config: Config) -> ModelDescription:
     width = {"float16": 2, "float32": 4}[config.store.dtype]
     most = _MAX_VECTOR_BYTES // (model.dim * width)
     if config.splits.num_rows > most:
-        raise ConfigError(f"splits.max_rows: {config.splits.num_rows} vectors of dim {model.dim} exceed 1 GiB; give at most {most}")
+        raise ConfigError(
+            f"splits.max_rows: {config.splits.num_rows} vectors of dim {model.dim} exceed 1 GiB; give at most {most}"
+        )
     return model
 
 
@@ -166,10 +159,10 @@ class _Run:
             if not plan.work:
                 if self.parent is not None and self._is_current(plan, self.parent):
                     return self._outcome(self.parent, published=False)
-                self._refuse_over_limits(plan)
+                self._refuse(plan)
                 return self._outcome(self._publish(plan), published=True) | figures
-            changed, figures = self._flow(plan)
-            files = self._listed_again(files, changed)
+            drive = self._flow(plan)
+            figures, files = drive.figures, self._listed_again(files, drive.changed_uris)
         raise StorageFault(
             f"input files were rewritten while they were read, {_MAX_PLANS} times in a row; "
             f"run again once {self.corpus.root} rests"
@@ -241,14 +234,9 @@ class _Run:
     def _victims(self) -> frozenset[str]:
         return frozenset((self.parent.victims if self.parent else None) or ())
 
-    def _flow(self, plan: Plan) -> tuple[set[str], dict[str, Any]]:
-        """Run the work on Ray. Returns the URIs of files that changed meanwhile, and the figures of the flow.
-
-        Raises:
-            EnvironmentFault: splits failed, or the cluster did.
-        """
-        from pipeline.flow.cluster import connected, plan_pool  # Ray is slow to import, and often not needed
-        from pipeline.flow.embed import run_flow
+    def _flow(self, plan: Plan) -> Drive:
+        """Run the work that is left on Ray."""
+        from pipeline.flow.drive import drive_flow  # Ray is slow to import, and often not needed
 
         context = FlowContext(
             config=self.config,
@@ -261,39 +249,8 @@ class _Run:
             store_storage=self.store,
             environment=storage_environment(),
         )
-        failed: list[SplitReport] = []
-        changed: set[str] = set()
-        journal = Journal(self.store, self.run_id)
-        log.info("starting Ray for %d of %d files' splits", len(plan.work), len(plan.files))
-        with connected(self.config.cluster, quiet=self.quiet) as nodes, interruptible():
-            if len(nodes) > 1 and self.store.is_local:
-                raise ClusterError(f"a local store with {len(nodes)} nodes: {self.store.uri}; give store.uri on object storage")
-            pool = plan_pool(self.config.cluster, nodes)
-            with Progress(len(plan.work), pool.max_size) as progress:
-                try:
-                    for written in run_flow(context, plan.work, pool):
-                        report = written.report
-                        if written.record is not None:
-                            journal.add(written.record)
-                            progress.add(
-                                documents=written.record.num_documents,
-                                tokens=written.record.num_tokens,
-                                padded_tokens=written.record.num_padded_tokens,
-                                encode_s=report.encode_s,
-                            )
-                            self.lease.update(progress.figures())
-                        elif report.changed:
-                            changed.add(written.split.file.uri)
-                        elif report.status == "failed":
-                            failed.append(report)
-                            if len(failed) >= _MAX_FAILED_SPLITS:
-                                break
-                finally:
-                    # Also on the way out of a signal: it spares the next run a request a record.
-                    journal.close()
-        if failed:
-            raise _failure(failed)
-        return changed, progress.figures() | {"encoders": pool.max_size}
+        log.info("%d splits of %d files to do; starting Ray", len(plan.work), len(plan.files))
+        return drive_flow(context, plan.work, self.lease.update, quiet=self.quiet)
 
     def _listed_again(self, files: list[InputFile], changed: set[str]) -> list[InputFile]:
         """The files, with those that changed as they are now; only those, so that a busy input comes to an end."""
@@ -311,49 +268,16 @@ class _Run:
         return parent.shard_fp == plan.shard_fp and listed == plan.carried and not plan.recorded
 
     def _lists(self, parent: Manifest, plan: Plan) -> bool:
-        return sorted(self._parent_splits()["split_id"].to_pylist()) == sorted(record.split_id for record in plan.recorded)
+        return sorted(self._parent_splits()["split_id"].to_pylist()) == sorted(
+            record.split_id for record in plan.recorded
+        )
 
-    def _refuse_over_limits(self, plan: Plan) -> None:
-        """Raise LimitError where a limit refuses what would be published; work is kept."""
+    def _refuse(self, plan: Plan) -> None:
+        """Raise LimitError where a limit refuses what would be published."""
         limits = self.config.limits
-        splits = self._carried_splits(plan)
-        reasons: Counter[str] = Counter()
-        for record in plan.recorded:
-            reasons.update(record.reasons)
-        num_quarantined = sum(record.num_quarantined for record in plan.recorded) + _total(splits, "num_quarantined")
-        num_documents = sum(record.num_documents for record in plan.recorded) + _total(splits, "num_documents")
-        ratio = num_quarantined / max(1, num_documents)
-        if num_quarantined >= _MIN_QUARANTINED_TO_REFUSE and ratio > limits.max_quarantined_ratio:
-            raise LimitError(
-                f"{num_quarantined} of {num_documents} documents are in quarantine ({ratio:.2%}; {_listed(reasons)}), "
-                f"limits.max_quarantined_ratio is {limits.max_quarantined_ratio:.2%}; nothing was published, the work is kept: "
-                "mend the input, or raise the limit and run the same command again"
-            )
-        unreadable = sorted({record.file_uri for record in plan.recorded if record.num_counted is None})
-        unreadable += splits.filter(pc.is_null(splits["num_counted"]))["file_uri"].unique().to_pylist()
-        if len(unreadable) > limits.max_quarantined_files:
-            raise LimitError(
-                f"{len(unreadable)} files cannot be read ({', '.join(unreadable[:3])}), limits.max_quarantined_files is "
-                f"{limits.max_quarantined_files}; nothing was published, the work is kept: mend the files, or raise the limit "
-                "and run the same command again"
-            )
-        self._refuse_deletions(plan)
-
-    def _refuse_deletions(self, plan: Plan) -> None:
-        if self.parent is None or self.parent.limit is not None:
-            return
-        parent_splits = self._parent_splits()
-        there = pa.array([file.uri for file in plan.files], pa.string())
-        gone = parent_splits.filter(pc.invert(pc.is_in(parent_splits["file_uri"], there)))
-        num_gone, num_before = _total(gone, "num_documents"), _total(parent_splits, "num_documents")
-        ratio = num_gone / max(1, num_before)
-        most = self.config.limits.max_deleted_ratio
-        if ratio > most:
-            raise LimitError(
-                f"{num_gone} of {num_before} documents would disappear ({ratio:.2%}), with files such as {gone['file_uri'][0]}; "
-                f"limits.max_deleted_ratio is {most:.2%}; nothing was published: bring the files back, or raise the limit "
-                "and run the same command again"
-            )
+        refuse_over_limits(limits, plan.recorded, self._carried_splits(plan))
+        if self.parent is not None and self.parent.limit is None:
+            refuse_deletions(limits, self._parent_splits(), [file.uri for file in plan.files])
 
     def _carried_splits(self, plan: Plan) -> pa.Table:
         splits = self._parent_splits()
@@ -393,10 +317,6 @@ class _Run:
         }
 
 
-def _total(splits: pa.Table, name: str) -> int:
-    return int(pc.sum(splits[name], min_count=0).as_py())
-
-
 def _type_names(keep: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type) for field in keep}
 
@@ -409,14 +329,3 @@ def _refuse_other_types(keep: pa.Schema, found: pa.Schema) -> None:
                 f"the kept column {field.name} is {field.type} in the current snapshot and {other} in new files; "
                 "cast it in the input, or give another store.uri"
             )
-
-
-def _listed(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-
-
-def _failure(failed: Sequence[SplitReport]) -> VecmillError:
-    """What a run ends with whose splits failed: the kind of the first, for it is likely to be the cause."""
-    first = failed[0]
-    kind = {75: EnvironmentFault, 2: UsageError}.get(first.exit_code, VecmillError)
-    return kind(f"{len(failed)} splits failed, the first: {first.error}; what is done is kept, run the same command again to go on")

@@ -36,12 +36,16 @@ class Progress:
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._started = self._printed = time.monotonic()
-        self._bar = tqdm(total=num_splits, file=self._stream, disable=not self._is_terminal, bar_format="{desc}", leave=False)
+        self._bar = tqdm(
+            total=num_splits, file=self._stream, disable=not self._is_terminal, bar_format="{desc}", leave=False
+        )
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
 
     def add(self, *, documents: int, tokens: int, padded_tokens: int, encode_s: float, more_splits: int = 0) -> None:

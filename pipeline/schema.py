@@ -40,7 +40,6 @@ SEQUENCE_FIELDS = (
 )
 
 
-
 def sequence_schema(keep: pa.Schema, *, with_text: bool) -> pa.Schema:
     """The schema of sequences: SEQUENCE_FIELDS, the kept columns, and the text where it is wanted later."""
     text = [pa.field("text", pa.string(), nullable=False)] if with_text else []

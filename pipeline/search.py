@@ -159,7 +159,9 @@ def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.fl
         begin, num_bytes = shard["vector_begin"], shard["num_rows"] * dim * dtype.itemsize
         data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
         if len(data) != num_bytes:
-            raise StoreError(f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; it was damaged")
+            raise StoreError(
+                f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; it was damaged"
+            )
         return np.frombuffer(data, dtype).reshape(-1, dim)
 
     todo = deque(index for index, shard in enumerate(shards) if shard["num_rows"])
@@ -184,7 +186,9 @@ def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list
         with snapshot.storage.open(files[shard_index]) as source:
             table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", "chunk_index"])
         found = table.take(pa.array(unique[places] & 0xFFFFFFFF))
-        for place, doc_id, chunk_index in zip(places, found["doc_id"].to_pylist(), found["chunk_index"].to_pylist(), strict=True):
+        for place, doc_id, chunk_index in zip(
+            places, found["doc_id"].to_pylist(), found["chunk_index"].to_pylist(), strict=True
+        ):
             doc_ids[place], chunk_indexes[place] = doc_id, chunk_index
     inverse = inverse.reshape(addresses.shape)
     return [[doc_ids[i] for i in row] for row in inverse], [[chunk_indexes[i] for i in row] for row in inverse]

@@ -91,8 +91,14 @@ def _vector_begin(data: pa.Buffer, schema: pa.Schema, num_rows: int) -> int:
     chunk = row_group.column(_PLAIN_COLUMNS.index("vector"))
     num_bytes = num_rows * vector_type.list_size * (vector_type.value_type.bit_width // 8)
     begin = int(chunk.data_page_offset + chunk.total_compressed_size - num_bytes)
-    if chunk.dictionary_page_offset is not None or chunk.compression != "UNCOMPRESSED" or begin < chunk.data_page_offset:
-        raise VecmillError(f"the vector column of a shard of {num_rows} rows is not plain and uncompressed. This is a bug.")
+    if (
+        chunk.dictionary_page_offset is not None
+        or chunk.compression != "UNCOMPRESSED"
+        or begin < chunk.data_page_offset
+    ):
+        raise VecmillError(
+            f"the vector column of a shard of {num_rows} rows is not plain and uncompressed. This is a bug."
+        )
     return begin
 
 

@@ -40,7 +40,7 @@ def shard_data(ids: Sequence[str]) -> bytes:
     vector = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 0.0] * len(ids), pa.float32()), 2)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"doc_id": pa.array(ids, pa.string()), "vector": vector}), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def make_record(uri: str = "a.parquet", begin: int = 0, end: int = 3, *, last: bool = True, **changes: Any) -> Record:

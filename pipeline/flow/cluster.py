@@ -134,11 +134,13 @@ def _gpu_pool(cluster: Cluster, gpus: Sequence[float], cpus: Sequence[float]) ->
     low, high = _asked(cluster, room)
     if high > room or room == 0:
         raise ClusterError(
-            f"{max(high, 1)} encoders of {per_encoder:g} GPU do not fit: the cluster has {sum(gpus):g} GPUs on {len(gpus)} "
-            f"nodes, room for {room}; lower cluster.encoders or cluster.gpus_per_encoder, or add nodes"
+            f"{max(high, 1)} encoders of {per_encoder:g} GPU do not fit: the cluster has {sum(gpus):g} GPUs on "
+            f"{len(gpus)} nodes, room for {room}; lower cluster.encoders or cluster.gpus_per_encoder, or add nodes"
         )
     if sum(cpus) < _OTHERS_CPUS:
-        raise ClusterError(f"a reader and a writer need {_OTHERS_CPUS} CPUs beside the encoders, the cluster has {sum(cpus):g}")
+        raise ClusterError(
+            f"a reader and a writer need {_OTHERS_CPUS} CPUs beside the encoders, the cluster has {sum(cpus):g}"
+        )
     # num_cpus=0: a GPU actor otherwise reserves a CPU as well, and the last GPUs stay idle without a word.
     return PoolPlan(low, high, 0, per_encoder)
 
@@ -155,8 +157,8 @@ def _cpu_pool(cluster: Cluster, cpus: Sequence[float]) -> PoolPlan:
             return PoolPlan(low, high, threads, 0)
     low, high = _asked(cluster, 1)
     raise ClusterError(
-        f"{high} encoders of 1 CPU, a reader and a writer ({_OTHERS_CPUS} CPUs) do not fit: the cluster has {sum(cpus):g} "
-        f"CPUs on {len(cpus)} nodes; lower cluster.encoders, or add CPUs"
+        f"{high} encoders of 1 CPU, a reader and a writer ({_OTHERS_CPUS} CPUs) do not fit: the cluster has "
+        f"{sum(cpus):g} CPUs on {len(cpus)} nodes; lower cluster.encoders, or add CPUs"
     )
 
 

@@ -1,6 +1,6 @@
 """The embed flow: three operators over rows that are splits.
 
-    items (planned splits, biggest first) -> ReadStage (tasks) -> EncodeStage (actor pool) -> WriteStage (tasks) -> driver
+    planned splits, biggest first -> ReadStage (tasks) -> EncodeStage (actor pool) -> WriteStage (tasks) -> driver
 
 The same three operators with and without GPUs: what keeps Ray from fusing them is that the
 encoder's remote arguments differ from the reader's (`max_task_retries`), not its `num_gpus`.

@@ -19,13 +19,13 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.encoder import Encoder
 from pipeline.errors import ChangedError, VecmillError
 from pipeline.flow.rows import Row, SplitReport, Work, Written
 from pipeline.model import ModelDescription, fetch_model
@@ -45,6 +45,9 @@ from pipeline.splits import Split
 from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
 from pipeline.uris import Storage
 from pipeline.write import quarantine_bytes, shard_bytes
+
+if TYPE_CHECKING:
+    from pipeline.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +147,8 @@ class EncodeStage:
     """Encodes; the model is loaded once for each actor of the pool."""
 
     def __init__(self, context: FlowContext, num_threads: int | None) -> None:
+        from pipeline.encoder import Encoder  # torch: 2 s and 240 MiB that readers and writers do without
+
         context.enter_process()
         self._context = context
         self._encoder: Encoder | SplitReport
@@ -151,7 +156,11 @@ class EncodeStage:
         try:
             path = fetch_model(settings, context.config.input.storage_options)
             self._encoder = Encoder(
-                path, context.model, compute=settings.compute, token_budget=settings.token_budget, num_threads=num_threads
+                path,
+                context.model,
+                compute=settings.compute,
+                token_budget=settings.token_budget,
+                num_threads=num_threads,
             )
         except Exception as error:
             # Ray would try again, and then end the job with an error that names no cause.
@@ -175,9 +184,11 @@ class EncodeStage:
         schema = self._context.encoded_schema
         sequences = row.documents
         encoded = encoder.encode(sequences["input_ids"])
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(encoded.vectors.reshape(-1)), type=schema.field("vector").type)
+        vectors = pa.FixedSizeListArray.from_arrays(
+            pa.array(encoded.vectors.reshape(-1)), type=schema.field("vector").type
+        )
         documents = sequences.set_column(sequences.schema.get_field_index("input_ids"), schema.field("vector"), vectors)
-        bad = {index: ("invalid_vector", "the vector is NaN, infinite or zero") for index in encoded.invalid}
+        bad = dict.fromkeys(encoded.invalid, ("invalid_vector", "the vector is NaN, infinite or zero"))
         bad |= {index: ("encode_failed", message) for index, message in encoded.failed.items()}
         quarantine = row.quarantine
         if bad:
@@ -258,8 +269,12 @@ class WriteStage:
             num_tokens=pc.sum(row.documents["num_tokens"], min_count=0).as_py(),
             num_padded_tokens=row.report.num_padded_tokens,
             compute=row.report.compute,
-            shard=ShardFile(shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin),
-            quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantine), row.quarantine.num_rows) if quarantine else None,
+            shard=ShardFile(
+                shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin
+            ),
+            quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantine), row.quarantine.num_rows)
+            if quarantine
+            else None,
             reasons=dict(Counter(row.quarantine["reason"].to_pylist())),
         )
         put_attempt(context.store_storage, record, shard.data, quarantine)

@@ -1,4 +1,7 @@
-"""The doors of storage over a real S3 server: conditional put, identity, counting of requests, faults in words."""
+"""Storage and the commit protocol over a real S3 server.
+
+Conditional puts, identities, lost replies, requests counted, faults in words.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ChangedError, CredentialsFault, StorageFault
+from pipeline.errors import ChangedError, ConflictError, CredentialsFault, StorageFault
+from pipeline.snapshots.commit import publish
+from pipeline.snapshots.journal import load_records, write_journal
+from pipeline.snapshots.lease import Lease
+from pipeline.snapshots.manifest import latest
+from pipeline.snapshots.reader import open_snapshot
+from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage, split_input_uri
+from tests.stores import ENCODER_FP, SHARD_FP, make_record, publication, put
 
 
 @pytest.fixture
@@ -124,7 +134,7 @@ def test_nothing_is_answered_from_a_cache(s3: Any) -> None:
 
 def test_a_lost_reply_to_a_conditional_put_looks_like_a_loss(s3: Any, storage: Storage) -> None:
     """What callers must reckon with: the put went through, its reply was lost, and the retry is refused."""
-    lost = []
+    lost: list[str] = []
 
     def lose_first_put(method: str, target: str) -> None:
         if method == "PUT" and not lost:
@@ -185,3 +195,68 @@ def test_an_input_may_be_one_object(s3: Any) -> None:
     assert split_input_uri(f"{s3.uri}/in", s3.options)[1] is None
     assert split_input_uri(f"{s3.uri}/in/", s3.options)[0].uri == f"{s3.uri}/in"
     assert split_input_uri(s3.uri, s3.options)[1] is None
+
+
+def test_a_snapshot_is_published_and_read(s3: Any, storage: Storage) -> None:
+    open_store(storage, "s3://corpus/docs", create=True)
+    with Lease(storage, "run"):
+        records = [put(storage, make_record(uri, num_quarantined=1)) for uri in "ab"]
+        publish(storage, publication(None, records))
+    s3.requests.clear()
+    snapshot = open_snapshot(storage.uri, s3.options)
+    assert snapshot.dataset().to_table()["doc_id"].to_pylist() == ["a#0", "a#1", "b#0", "b#1"]
+    assert (snapshot.dim, snapshot.dtype) == (2, "float32")
+    assert snapshot.files() == [f"{storage.uri}/{record.shard.file}" for record in records]
+    assert {method for method, _ in s3.requests} <= {"GET", "HEAD"}, "a reader needs no right to write"
+
+
+def test_of_racing_publishers_one_wins_and_the_others_are_told(s3: Any, storage: Storage) -> None:
+    record = put(storage, make_record())
+    outcomes: list[str] = []
+    barrier = threading.Barrier(5)
+
+    def publisher() -> None:
+        mine = publication(None, [record])
+        barrier.wait()
+        try:
+            outcomes.append(publish(storage, mine).commit_id)
+        except ConflictError:
+            outcomes.append("lost")
+
+    threads = [threading.Thread(target=publisher) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    current = latest(storage)
+    assert current is not None
+    assert sorted(outcomes) == sorted([current.commit_id] + ["lost"] * 4)
+
+
+@pytest.mark.parametrize("num_lost", [1, 99])
+def test_a_lost_reply_to_ones_own_manifest_is_a_success(s3: Any, storage: Storage, num_lost: int) -> None:
+    """Whether the retry under it is refused (412), or no reply ever comes."""
+    record = put(storage, make_record())
+    lost: list[str] = []
+
+    def lose(method: str, target: str) -> None:
+        if method == "PUT" and target.endswith("1.json") and len(lost) < num_lost:
+            lost.append(target)
+            raise ConnectionError
+
+    s3.after_reply.append(lose)
+    manifest = publish(storage, publication(None, [record]))
+    assert lost
+    assert latest(storage) == manifest
+
+
+def test_a_resume_is_a_listing_and_no_request_for_what_the_journal_holds(s3: Any, storage: Storage) -> None:
+    records = [put(storage, make_record(f"{number}.parquet")) for number in range(20)]
+    write_journal(storage, "run", 0, records[:18])
+    s3.requests.clear()
+    loaded = load_records(storage, ENCODER_FP, SHARD_FP)
+    assert sorted(record.split_id for record in loaded) == sorted(record.split_id for record in records)
+    gets = [target for method, target in s3.requests if method == "GET" and "list-type" not in target]
+    assert len([target for target in gets if "/records/" in target]) == 2
+    assert len([target for target in gets if "/runs/" in target]) == 1
+    assert len(s3.requests) == 5, "two listings, a journal, two records"

@@ -37,14 +37,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """200 texts of 1 to 90 words, so that some are truncated."""
+    """80 texts of 1 to 90 words, so that some are truncated."""
     random = np.random.default_rng(3)
-    return [" ".join(random.choice(WORDS, size)) for size in random.integers(1, 90, 200)]
+    return [" ".join(random.choice(WORDS, size)) for size in random.integers(1, 90, 80)]
 
 
 def made(path: Path, **options: Any) -> Encoder:
     settings = EncoderSettings(model=str(path))
-    return Encoder(path, describe_model(path, settings), **{"compute": "float32", "device": "cpu", **options})
+    # One thread: two that wait for each other on a busy machine take many times as long over a model this small.
+    fixed = {"compute": "float32", "device": "cpu", "num_threads": 1}
+    return Encoder(path, describe_model(path, settings), **{**fixed, **options})
 
 
 def ids_of(path: Path, texts: list[str]) -> list[npt.NDArray[np.int32]]:
@@ -97,7 +99,7 @@ def test_vectors_are_the_librarys_for_each_pooling(
 
 def test_minilm_equals_the_library_in_float32_and_holds_in_bfloat16() -> None:
     """Promise 5, with the real model: 1e-5; and cosine to float32, mean >= 0.9999 and min >= 0.999."""
-    real = [(getattr(np, name).__doc__ or "")[:1500] for name in dir(np)[100:180]]
+    real = [(getattr(np, name).__doc__ or "")[: 20 * index] for index, name in enumerate(dir(np)[100:150])]
     real = [text for text in real if text.strip()]
     ids = ids_of(minilm_path(), real)
     expected = of_library(minilm_path(), real)
@@ -128,7 +130,7 @@ def test_neither_batch_nor_order_nor_container_changes_a_vector(tiny: Path, text
     shuffled = made(tiny).encode([ids[index] for index in order]).vectors
     assert cosines(shuffled, fullest[order]).min() >= 0.9999
     arrow = pa.array([one.tolist() for one in ids], pa.list_(pa.int32()))
-    chunked = pa.chunked_array([arrow.slice(0, 50), arrow.slice(50)])
+    chunked = pa.chunked_array([arrow.slice(0, 30), arrow.slice(30)])
     assert np.array_equal(made(tiny).encode(chunked).vectors, made(tiny).encode(ids).vectors)
     assert np.array_equal(made(tiny).encode(arrow.slice(20, 9)).vectors, made(tiny).encode(ids[20:29]).vectors)
 

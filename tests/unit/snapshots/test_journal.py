@@ -10,7 +10,6 @@ from pipeline.errors import StoreError
 from pipeline.snapshots.journal import Journal, load_records, read_journals, write_journal
 from pipeline.snapshots.records import record_name
 from pipeline.uris import Storage
-
 from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, make_record
 
 

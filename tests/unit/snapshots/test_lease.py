@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,9 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def put_run(storage: Storage, run_id: str, process: Process = ELSEWHERE, state: str = "running", counter: int = 1) -> None:
+def put_run(
+    storage: Storage, run_id: str, process: Process = ELSEWHERE, state: str = "running", counter: int = 1
+) -> None:
     run = RunState(run_id, state, counter, process, "2026-01-01T00:00:00Z")
     storage.put(f"runs/{run_id}/run.json", orjson.dumps(run))
 
@@ -70,7 +74,8 @@ def test_a_lease_is_held_and_given_back(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(Interrupted(15), "interrupted"), (KeyboardInterrupt(), "interrupted"), (ValueError(), "failed")]
+    ("error", "state"),
+    [(Interrupted(15), "interrupted"), (KeyboardInterrupt(), "interrupted"), (ValueError(), "failed")],
 )
 def test_how_a_run_ended_is_kept(storage: Storage, error: BaseException, state: str) -> None:
     with pytest.raises(type(error)), Lease(storage, "a", timing=Time().timing):
@@ -154,7 +159,7 @@ def test_a_pid_that_another_process_has_now_is_stale_at_once(storage: Storage) -
 
 
 @pytest.mark.parametrize("change", [{"host": "x"}, {"boot_id": "x"}, {"pid_namespace": "x"}])
-def test_a_pid_means_nothing_on_another_boot_or_in_another_container(storage: Storage, change: dict[str, str]) -> None:
+def test_a_pid_means_nothing_on_another_boot_or_in_another_container(storage: Storage, change: Any) -> None:
     """There, only the counter tells."""
     put_run(storage, "a", replace(HERE, start="1", **change))
     time = Time()
@@ -192,13 +197,16 @@ def test_of_two_that_start_together_the_lesser_id_waits_until_the_other_gave_way
         assert time.now == 1
 
 
-def test_one_that_looked_before_us_and_runs_keeps_the_lease_whatever_its_id(storage: Storage) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_one_that_looked_before_us_and_runs_keeps_the_lease_whatever_its_id(storage: Storage, when: str) -> None:
     """It saw nobody; that its id is greater than ours must not let both go on."""
-    for hooks in ({"before": lambda: put_run(storage, "b")}, {"after": lambda: put_run(storage, "b")}):
-        with pytest.raises(ConflictError, match="run b holds"):
-            Lease(_Together(storage, **hooks), "a", timing=Time().timing).acquire()
-        assert state_of(storage, "a") == "interrupted"
-        put_run(storage, "b", state="finished")
+    rival = _Together(storage, **{when: lambda: put_run(storage, "b")})
+    with pytest.raises(ConflictError, match="run b holds"):
+        Lease(rival, "a", timing=Time().timing).acquire()
+    assert state_of(storage, "a") == "interrupted"
+
+
+def test_the_lesser_id_gives_way_when_the_other_comes_to_run(storage: Storage) -> None:
     time = Time(lambda now: put_run(storage, "b", state="running", counter=2))
     rival = _Together(storage, before=lambda: put_run(storage, "b", state="starting"))
     with pytest.raises(ConflictError, match="run b holds"):
@@ -212,41 +220,38 @@ def test_one_found_stale_that_wakes_up_is_seen(storage: Storage) -> None:
         Lease(rival, "b", timing=Time().timing).acquire()
 
 
-def test_every_order_of_two_starts_lets_exactly_one_on(storage: Storage) -> None:
-    """Both on other hosts' terms: each sees the other by its counter alone. Threads race for real."""
-    import threading
+def _start(root: Storage, run_id: str, barrier: threading.Barrier, done: threading.Event, held: list[str]) -> bool:
+    def sleep(seconds: float) -> None:
+        done.wait(seconds / 1000)  # a second of theirs is a millisecond of ours
 
+    timing = Timing(sleep=sleep, beat_s=0.002, stale_s=0.5)
+    lease = Lease(root, run_id, process=replace(HERE, host=f"host-{run_id}"), timing=timing)
+    barrier.wait()
+    try:
+        lease.acquire()
+    except ConflictError:
+        return False
+    held.append(run_id)
+    done.wait()
+    lease.finish("finished")
+    return True
+
+
+def test_of_three_that_race_exactly_one_goes_on(storage: Storage) -> None:
+    """On three hosts, so that each knows the others by their counters alone."""
     for round_ in range(5):
         root = Storage(f"{storage.uri}/{round_}")
-        results: list[str] = []
-        barrier = threading.Barrier(3)
-
-        def start(run_id: str, host: str, root: Storage = root, results: list[str] = results, barrier: Any = barrier) -> None:
-            # A second of theirs is a millisecond of ours.
-            timing = Timing(sleep=lambda s: threading.Event().wait(s / 1000) and None, beat_s=0.002, stale_s=0.5)
-            lease = Lease(root, run_id, process=replace(HERE, host=host), timing=timing)
-            barrier.wait()
+        barrier, done = threading.Barrier(3), threading.Event()
+        held: list[str] = []
+        with ThreadPoolExecutor(3) as pool:
+            starts = [pool.submit(_start, root, run_id, barrier, done, held) for run_id in "abc"]
+            ended = as_completed(starts, timeout=30)
             try:
-                lease.acquire()
-                results.append(run_id)
-                done.wait()
-                lease.finish("finished")
-            except ConflictError:
-                pass
+                assert not next(ended).result()
+                assert not next(ended).result()
             finally:
-                ended.release()
-
-        done = threading.Event()
-        ended = threading.Semaphore(0)
-        threads = [threading.Thread(target=start, args=(name, f"host-{name}")) for name in "abc"]
-        for thread in threads:
-            thread.start()
-        for _ in range(2):  # the two that give way
-            ended.acquire(timeout=30)
-        done.set()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 1
+                done.set()
+        assert len(held) == 1
 
 
 def test_a_beat_that_fails_does_not_end_the_run(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from pipeline.errors import StoreError, VecmillError
 from pipeline.snapshots.records import Record, choose, parse_record_name, put_attempt, record_name, tile
 from pipeline.uris import Storage
-
 from tests.stores import FaultyStorage, make_record, put, shard_data
 
 
@@ -83,7 +83,7 @@ def cuts(draw: st.DrawFn) -> list[tuple[int, int]]:
     for _ in range(draw(st.integers(0, 3))):
         inner = draw(st.sets(st.integers(1, SIZE - 1), max_size=5))
         edges = [0, *sorted(inner), SIZE]
-        ranges = list(zip(edges[:-1], edges[1:], strict=True))
+        ranges = list(itertools.pairwise(edges))
         keep = draw(st.lists(st.booleans(), min_size=len(ranges), max_size=len(ranges)))
         found |= {range_ for range_, kept in zip(ranges, keep, strict=True) if kept or draw(st.booleans())}
     return sorted(found)

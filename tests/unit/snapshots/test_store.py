@@ -11,7 +11,6 @@ import pytest
 from pipeline.errors import StorageFault, StoreError
 from pipeline.snapshots.store import StoreIdentity, open_store
 from pipeline.uris import Storage
-
 from tests.stores import FaultyStorage
 
 

@@ -1,0 +1,159 @@
+"""The books: documents and files in equal what became of them, or nothing is published."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StoreError, VecmillError
+from pipeline.snapshots.commit import Publication, publish
+from pipeline.snapshots.manifest import latest
+from pipeline.snapshots.records import Record
+from pipeline.uris import Storage
+from tests.stores import file_id, make_record, publication, put
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+def _put_all(storage: Storage, *records: Record) -> list[Record]:
+    return [put(storage, record) for record in records]
+
+
+def _refused(storage: Storage, bad: Publication, match: str) -> None:
+    with pytest.raises(VecmillError, match=match) as caught:
+        publish(storage, bad)
+    assert caught.value.exit_code == 1
+    assert "This is a bug" in str(caught.value)
+    assert latest(storage) is None
+    assert storage.list("snapshots") == []
+
+
+def test_what_became_of_every_document(storage: Storage) -> None:
+    records = _put_all(
+        storage,
+        make_record("a", 0, 3, last=False),
+        make_record("a", 3, 7, num_quarantined=2),
+        make_record("b", 0, 4, num_counted=None, num_documents=4),  # cut off: what was read before is kept
+        make_record("c", 0, 0, num_counted=None, num_documents=0),  # not what its name says
+        make_record("d", 0, 10),
+    )
+    one = publish(storage, publication(None, records))
+    expected = {
+        "documents_in": 21,
+        "embedded": 19,
+        "reused": 0,
+        "quarantined": 2,
+        "deleted": 0,
+        "truncated": 5,
+        "chunks": 19,
+        "tokens": 50,
+        "files_in": 4,
+        "files_read": 2,
+        "files_quarantined": 2,
+    }
+    assert one.accounting.model_dump() == expected
+    # The next night: a unchanged, b and c gone, d shrank, e is new.
+    changed = _put_all(storage, make_record("d", 0, 6, identity="v2"), make_record("e", 0, 5, num_reused=1))
+    two = publish(storage, publication(one, changed, carried=[file_id("a")]))
+    assert two.accounting.model_dump() == expected | {
+        "documents_in": 18,
+        "embedded": 10,
+        "reused": 6,
+        "deleted": 8,
+        "truncated": 4,
+        "chunks": 16,
+        "tokens": 40,
+        "files_in": 3,
+        "files_read": 3,
+        "files_quarantined": 0,
+    }
+
+
+def test_counts_that_differ_are_refused(storage: Storage) -> None:
+    records = _put_all(storage, make_record(num_documents=3, num_counted=4))
+    _refused(storage, publication(None, records), "a.parquet were counted twice, with two results")
+
+
+def test_a_shard_with_other_rows_is_refused(storage: Storage) -> None:
+    (record,) = _put_all(storage, make_record())
+    bad = replace(record, shard=replace(record.shard, num_rows=2))
+    _refused(storage, publication(None, [bad]), "has not as many rows")
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 3, False)],  # the end is missing
+        [(1, 3, True)],  # the beginning
+        [(0, 3, False), (4, 6, True)],  # a gap
+        [(0, 3, False), (2, 6, True)],  # an overlap
+        [(0, 3, True), (3, 6, True)],  # two ends
+    ],
+)
+def test_a_file_not_covered_once_is_refused(storage: Storage, ranges: list[tuple[int, int, bool]]) -> None:
+    records = _put_all(storage, *(make_record("x", begin, end, last=last) for begin, end, last in ranges))
+    _refused(storage, publication(None, [*records, make_record("y")]), "the splits of x do not cover it once")
+
+
+def test_a_limited_run_may_end_within_a_file(storage: Storage) -> None:
+    records = _put_all(storage, make_record("a"), make_record("b", 0, 2, last=False))
+    assert publish(storage, publication(None, records, limit=5)).accounting.documents_in == 5
+    _refused(Storage(f"{storage.uri}/x"), publication(None, [make_record("b", 1, 2, last=False)], limit=5), "cover it")
+
+
+def test_a_listed_file_without_splits_is_refused(storage: Storage) -> None:
+    records = _put_all(storage, make_record("a"))
+    listed = [file_id("a"), file_id("b")]
+    _refused(storage, publication(None, records, files=listed), "1 of 2 input files have no splits")
+    _refused(storage, publication(None, records, files=[]), "1 are no input files")
+
+
+def test_two_versions_of_a_file_are_refused(storage: Storage) -> None:
+    records = _put_all(storage, make_record("a"), make_record("a", identity="v2"))
+    _refused(storage, publication(None, records), "two versions of one input file")
+
+
+def test_a_split_or_shard_listed_twice_is_refused(storage: Storage) -> None:
+    first = make_record("a", 0, 3, last=False)
+    second = make_record("a", 3, 6, split_id=first.split_id)
+    _refused(storage, publication(None, _put_all(storage, first, second)), "a split is in a snapshot twice")
+    same_file = replace(make_record("b"), shard=first.shard)
+    _refused(storage, publication(None, [replace(first, last=True), same_file]), "a shard is in a snapshot twice")
+
+
+def test_a_file_both_carried_and_recorded_is_refused(storage: Storage) -> None:
+    (record,) = _put_all(storage, make_record("a"))
+    one = publish(storage, publication(None, [record]))
+    with pytest.raises(VecmillError, match="This is a bug"):
+        publish(storage, publication(one, [record], carried=[record.file_id]))
+
+
+def _remove(storage: Storage, name: str) -> None:
+    storage.delete([name])
+
+
+def _cut(storage: Storage, name: str) -> None:
+    storage.put(name, storage.read(name)[:-1])
+
+
+@pytest.mark.parametrize("damage", [_remove, _cut])
+def test_a_shard_that_is_gone_or_cut_is_not_published(storage: Storage, damage: Any) -> None:
+    records = _put_all(storage, make_record("a"), make_record("b"))
+    damage(storage, records[1].shard.file)
+    with pytest.raises(StoreError, match=f"1 files of finished splits .*{records[1].shard.file}"):
+        publish(storage, publication(None, records))
+    assert latest(storage) is None
+
+
+def test_a_quarantine_file_that_is_gone_is_not_published(storage: Storage) -> None:
+    (record,) = _put_all(storage, make_record(num_quarantined=1))
+    assert record.quarantine is not None
+    storage.delete([record.quarantine.file])
+    with pytest.raises(StoreError, match="quarantine/"):
+        publish(storage, publication(None, [record]))
