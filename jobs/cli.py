@@ -23,6 +23,7 @@ JOBS = {
     "status": "look at a store; --files lists the shards for other engines",
     "quickstart": "make a small real corpus, embed it, ask it questions",
     "benchmark": "measure speed against peers, in one run",
+    "evaluate": "retrieval and similarity scores",
 }
 
 LATER_JOBS = {
@@ -32,7 +33,6 @@ LATER_JOBS = {
     "where": "all that is known of one document",
     "rollback": "step back to an earlier snapshot",
     "gc": "clean what no snapshot lists",
-    "evaluate": "retrieval and similarity scores",
 }
 
 

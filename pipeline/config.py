@@ -217,7 +217,7 @@ class Config(_Section):
         value = self.model_dump(mode="json")
         for section in ("input", "store"):
             if value[section]["storage_options"]:
-                value[section]["storage_options"] = {key: "***" for key in value[section]["storage_options"]}
+                value[section]["storage_options"] = dict.fromkeys(value[section]["storage_options"], "***")
             value[section]["uri"] = redact_uri(value[section]["uri"])
         return value
 
@@ -286,10 +286,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"override must be key.path=value: {override}")
     try:
-        # A template's braces would be a mapping in YAML.
-        value = text if dotted == "input.text" else yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"override's value is not YAML: {override}; quote it") from None
+        if dotted != "input.text":
+            raise ConfigError(f"override's value is not YAML: {override}; quote it") from None
+        value = None
+    if dotted == "input.text" and not isinstance(value, str):
+        value = text  # a template that was not quoted: its braces are a mapping to YAML, or nothing at all
     *sections, key = dotted.split(".")
     target = raw
     for section in sections:

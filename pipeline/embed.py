@@ -40,8 +40,9 @@ from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, latest, read_ta
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Record
 from pipeline.snapshots.store import open_store
-from pipeline.splits import InputFile, Split, check_columns, limit_splits, list_input, plan_files
+from pipeline.splits import InputFile, Split, check_columns, columns_read, limit_splits, list_input, plan_files
 from pipeline.uris import Storage, split_input_uri
+from pipeline.write import MAX_PAGE_BYTES
 
 if TYPE_CHECKING:
     from pipeline.flow.drive import Drive
@@ -50,9 +51,6 @@ log = logging.getLogger(__name__)
 
 # A file that is rewritten while it is read is planned again this often before the run gives up.
 _MAX_PLANS = 3
-
-# A page holds at most 1 GiB, and vectors are addressable only in one page.
-_MAX_VECTOR_BYTES = 2**30
 
 _VERSIONED = ("vecmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs")
 
@@ -117,13 +115,17 @@ def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> di
 def _find_corpus(config: Config) -> Corpus:
     source, name = split_input_uri(config.input.uri, config.input.storage_options)
     root = source.full_uri(name) if name else source.uri
-    return Corpus(source, name, root, list_input(source, name, config.input.format))
+    try:
+        files = list_input(source, name, config.input.format)
+    except FileNotFoundError as error:
+        raise InputError(f"{error}; give input.uri a bucket that there is") from None
+    return Corpus(source, name, root, files)
 
 
 def _find_model(config: Config) -> ModelDescription:
     model = describe_model(fetch_model(config.encoder, config.input.storage_options), config.encoder)
     width = {"float16": 2, "float32": 4}[config.store.dtype]
-    most = _MAX_VECTOR_BYTES // (model.dim * width)
+    most = MAX_PAGE_BYTES // (model.dim * width)
     if config.splits.num_rows > most:
         raise ConfigError(
             f"splits.max_rows: {config.splits.num_rows} vectors of dim {model.dim} exceed 1 GiB; give at most {most}"
@@ -190,7 +192,9 @@ class _Run:
         carried: frozenset[str] = frozenset()
         planned: list[Split] | None = None
         if self.limit is not None:
-            planned = limit_splits(source, files, config.splits, self.limit, config.input.format)
+            planned = limit_splits(
+                source, files, config.splits, self.limit, config.input.format, columns_read(config.input)
+            )
             limited = {split.file.file_id for split in planned}
             files = [file for file in files if file.file_id in limited]
             keep = check_columns(source, files, config.input, parent_keep)

@@ -14,7 +14,7 @@
     |   +-- StorageFault              storage did not do what was asked
     |   |   +-- ChangedError          an object is no longer the one that was listed
     |   +-- CredentialsFault          missing, expired, or without the rights
-    +-- Interrupted        130, 143   a signal; resumable
+    Interrupted       130, 143   a signal; resumable. No Exception: code that handles those must let it pass
 
 A message says what is wrong, the value, and the way out, in one sentence or two.
 """
@@ -93,8 +93,12 @@ class CredentialsFault(EnvironmentFault):
     """Credentials are missing, expired, or lack a right."""
 
 
-class Interrupted(VecmillError):
-    """A signal arrived; the same command goes on."""
+class Interrupted(BaseException):
+    """A signal arrived; the same command goes on.
+
+    Like KeyboardInterrupt no Exception: what retries, or logs what it takes for its own fault (Ray Data
+    does), would else hold a signal for one.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)

@@ -21,7 +21,7 @@ class Progress:
     """Counts what comes out of the flow and shows it.
 
     Args:
-        num_splits: splits planned; grows when a streamed file turns out to hold several.
+        num_splits: splits planned; grows when a range turns out to hold several.
         num_encoders: encoders in the pool, for the share of them that is busy.
     """
 
@@ -94,7 +94,8 @@ class Progress:
             left = tqdm.format_interval(self.seconds / self.num_done * (self.num_splits - self.num_done))
         return (
             f"splits {self.num_done}/{self.num_splits} · {figures['documents_per_s']:,.0f} documents/s · "
-            f"{figures['tokens_per_s']:,} tokens/s · encoders busy {figures['busy_ratio'] * self.num_encoders:.1f} of {self.num_encoders} · "
+            f"{figures['tokens_per_s']:,} tokens/s · "
+            f"encoders busy {figures['busy_ratio'] * self.num_encoders:.1f} of {self.num_encoders} · "
             f"padding {figures['padding_ratio']:.3f} · {tqdm.format_interval(self.seconds)} gone, {left} left"
         )
 
@@ -112,5 +113,8 @@ def summary(outcome: Mapping[str, Any]) -> str:
     more = [f"{outcome[key]:,} {key}" for key in ("deleted", "truncated") if outcome.get(key)]
     rates = ""
     if outcome.get("tokens_per_s"):
-        rates = f"\n  {outcome['documents_per_s']:,.0f} documents/s, {outcome['tokens_per_s']:,} tokens/s, padding {outcome['padding_ratio']:.3f}"
+        rates = (
+            f"\n  {outcome['documents_per_s']:,.0f} documents/s, {outcome['tokens_per_s']:,} tokens/s, "
+            f"padding {outcome['padding_ratio']:.3f}"
+        )
     return f"{head}\n  {'; '.join([counts, *more])}{rates}\n  {outcome['seconds']:.1f} s"

@@ -82,8 +82,9 @@ class QueryEncoder:
         if fingerprint != manifest.encoder_fp:
             raise StoreError(
                 f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
-                f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, prompt, "
-                "max_tokens or input.text differ; search with the config that embedded it, or embed again into another store"
+                f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, "
+                "prompt, max_tokens or input.text differ; search with the config that embedded it, or embed again "
+                "into another store"
             )
         self._tokenizer = load_tokenizer(path, model)
         self._encoder = Encoder(path, model, compute=settings.compute, token_budget=settings.token_budget)
@@ -160,7 +161,8 @@ def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.fl
         data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
         if len(data) != num_bytes:
             raise StoreError(
-                f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; it was damaged"
+                f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; "
+                "it was damaged"
             )
         return np.frombuffer(data, dtype).reshape(-1, dim)
 

@@ -40,3 +40,26 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give back the handlers that a library replaces within. Ray's of SIGTERM ends the process by `sys.exit`.
+
+    Raises:
+        Interrupted: that is what happened.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise Interrupted(signal.SIGTERM) from None
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that C code installed cannot be given back
+                signal.signal(number, handler)

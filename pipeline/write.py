@@ -21,6 +21,9 @@ from pipeline.schema import QUARANTINE_SCHEMA
 
 _PLAIN_COLUMNS = ("content_hash", "row_hash", "vector")
 
+MAX_PAGE_BYTES = 2**30
+"""The largest page that pyarrow writes: all vectors of a shard must fit into one."""
+
 # zstd level 3 on ids and kept columns: 4x smaller than snappy's 2x on doc ids, at no cost beside the forward pass.
 _COMPRESSION = "zstd"
 
@@ -42,6 +45,8 @@ def shard_bytes(embeddings: pa.Table, schema: pa.Schema) -> ShardBytes:
         VecmillError: the written file is not addressable as promised, which is a bug.
     """
     table = _as_schema(embeddings, schema)
+    if table["vector"].nbytes > MAX_PAGE_BYTES:
+        raise VecmillError(f"a shard of {table.num_rows} rows does not fit one page of vectors. This is a bug.")
     sink = pa.BufferOutputStream()
     flat_names = [name for name in schema.names if name not in _PLAIN_COLUMNS]
     pq.write_table(
@@ -51,7 +56,7 @@ def shard_bytes(embeddings: pa.Table, schema: pa.Schema) -> ShardBytes:
         compression={_leaf(schema, name): "NONE" if name in _PLAIN_COLUMNS else _COMPRESSION for name in schema.names},
         use_dictionary=[name for name in flat_names if _dictionary_pays(schema.field(name).type)],
         # One page a chunk: the largest sizes pyarrow takes, so that nothing but the row group ends a page.
-        data_page_size=2**30,
+        data_page_size=MAX_PAGE_BYTES,
         max_rows_per_page=2**30,
         write_batch_size=2**20,
         # Statistics on vectors and hashes prune nothing and cost a pass over the bytes.

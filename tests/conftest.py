@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+_ACCESS_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
 
 @dataclass
 class S3:
@@ -21,6 +23,8 @@ class S3:
     """(method, path with query) of all requests so far; clear it at will."""
     after_reply: list[Callable[[str, str], None]] = field(default_factory=list)
     """Called with each request once it was done; what it raises loses the reply (the client sees a 500)."""
+    is_denied: Callable[[str, str], bool] | None = None
+    """Asked of each request: whether it is refused for want of rights (403)."""
 
     @property
     def uri(self) -> str:
@@ -44,6 +48,10 @@ class _Gateway:
         target = f"{path}?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else path
         if s3 is not None:
             s3.requests.append((method, target))
+            if s3.is_denied is not None and s3.is_denied(method, target):
+                body = b"" if method == "HEAD" else _ACCESS_DENIED
+                start_response("403 Forbidden", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+                return [body]
         if method != "PUT":
             reply = self.app(environ, start_response)
         else:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config import Cluster, PoolSize
 from pipeline.errors import ClusterError, EnvironmentFault
+from pipeline.signals import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
         return
     logged: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     try:
-        with _silent_stderr(quiet):
+        with _silent_stderr(quiet), handlers_kept():
             if address:
                 ray.init(address=address, **logged)
             else:
@@ -139,7 +140,8 @@ def _gpu_pool(cluster: Cluster, gpus: Sequence[float], cpus: Sequence[float]) ->
         )
     if sum(cpus) < _OTHERS_CPUS:
         raise ClusterError(
-            f"a reader and a writer need {_OTHERS_CPUS} CPUs beside the encoders, the cluster has {sum(cpus):g}"
+            f"a reader and a writer need {_OTHERS_CPUS} CPUs beside the encoders, the cluster has {sum(cpus):g}; "
+            "add CPUs"
         )
     # num_cpus=0: a GPU actor otherwise reserves a CPU as well, and the last GPUs stay idle without a word.
     return PoolPlan(low, high, 0, per_encoder)

@@ -33,8 +33,10 @@ _ONE_SPLIT_BLOCK_BYTES = 1
 _GROUPED_BLOCK_BYTES = 2**20
 
 
-def embed_dataset(context: FlowContext, work: Sequence[Work], pool: PoolPlan) -> Dataset:
-    """The lazy dataset of the flow; its rows are those of `Written`."""
+def embed_dataset(
+    context: FlowContext, work: Sequence[Work], pool: PoolPlan, encode_stage: type[EncodeStage] = EncodeStage
+) -> Dataset:
+    """The lazy dataset of the flow; its rows are those of `Written`. Another `encode_stage` is for measurements."""
     data_context = DataContext.get_current()
     grouped = len(work) > _MAX_READ_TASKS
     data_context.target_max_block_size = _GROUPED_BLOCK_BYTES if grouped else _ONE_SPLIT_BLOCK_BYTES
@@ -64,7 +66,7 @@ def embed_dataset(context: FlowContext, work: Sequence[Work], pool: PoolPlan) ->
             max_retries=4,  # bounded: by default a split that kills its process is tried for ever
         )
         embeddings = sequences.map_batches(
-            EncodeStage,
+            encode_stage,
             fn_constructor_args=(context, pool.num_threads),
             batch_size=1,
             batch_format="pyarrow",
@@ -89,13 +91,15 @@ def embed_dataset(context: FlowContext, work: Sequence[Work], pool: PoolPlan) ->
         )
 
 
-def run_flow(context: FlowContext, work: Sequence[Work], pool: PoolPlan) -> Iterator[Written]:
+def run_flow(
+    context: FlowContext, work: Sequence[Work], pool: PoolPlan, encode_stage: type[EncodeStage] = EncodeStage
+) -> Iterator[Written]:
     """Run the flow; yields what happened to each split as it is written, in any order.
 
     Raises:
         EnvironmentFault: Ray ended the flow. What was recorded until then stays.
     """
-    dataset = embed_dataset(context, work, pool)
+    dataset = embed_dataset(context, work, pool, encode_stage)
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)

@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What goes into the flow: a planned split, and which ranges of it are recorded (only a streamed file has some)."""
+    """What goes into the flow: a planned split, and which ranges of it are recorded."""
 
     split: Split
     done: frozenset[tuple[int, int]] = frozenset()

@@ -6,8 +6,8 @@
 
 A stage never raises: whatever goes wrong becomes a row whose report says so. Ray's errors name
 no split, and a row that Ray drops after an exception may be an innocent one queued behind it.
-A stage yields, as a function of its input alone, one row for each row it gets; only the reader
-of a streamed file yields several, all of them in order at every attempt.
+A stage yields, as a function of its input alone, one row for each row it gets; only the reader,
+where a range holds more than one split, yields several, all of them in order at every attempt.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A split -> its documents, with ids and content hashes, and a quarantine of what is none.
+"""A range of a file -> splits of it and their documents, with ids and content hashes; a quarantine of what is none.
 
     documents   rows as columns -> documents: template, ids, hashes, quarantine
     columns     a file's columns -> text, ids, kept columns in their types
-    parquet     a range of rows
-    jsonl       a byte range, or a compressed file that is cut while it streams
+    parquet     a range of rows: row groups, or one large one that is cut while it streams
+    jsonl       a range of bytes, or a compressed file, cut while it streams
 
 Rows never raise: what cannot be decoded is quarantined, with its reason. Storage does raise: a
 store that did not answer must not look like a corpus that lost documents.
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.config import Input, SplitBounds
 from pipeline.read.documents import ReadSplit, Target
-from pipeline.read.jsonl import read_range, read_stream
+from pipeline.read.jsonl import read_jsonl
 from pipeline.read.parquet import read_parquet
 from pipeline.splits import Split
 from pipeline.uris import Storage
@@ -35,13 +35,17 @@ def read_split(
     done: Collection[tuple[int, int]] = frozenset(),
     quarantine_text: bool = False,
 ) -> Iterator[ReadSplit]:
-    """The documents of a split: one `ReadSplit`, or of a streamed file many, in order.
+    """The splits of a planned range, in order, with their documents; mostly it is one split as it is.
+
+    They tile the range, none of them of more than `bounds.num_rows` rows. The same file, range and
+    bounds are cut alike, whatever is `done`.
 
     Args:
         storage: rooted at the input.
+        split: the range, from `pipeline.splits`.
         keep: the kept columns with their types, from `pipeline.splits.check_columns`.
-        bounds: where a streamed file is cut; the same bounds cut alike.
-        done: ranges of a streamed file that are done: yielded without documents.
+        bounds: where the range is cut.
+        done: ranges [begin, end) that are done: yielded without documents, hardly read if that can be helped.
         quarantine_text: `store.quarantine_text`.
 
     Raises:
@@ -49,9 +53,5 @@ def read_split(
         InputError: a Parquet file lacks a column that the config names.
     """
     target = Target(input, keep, split.file.uri, quarantine_text)
-    if split.format == "parquet":
-        yield read_parquet(storage, split, target)
-    elif split.end is not None:
-        yield read_range(storage, split, target)
-    else:
-        yield from read_stream(storage, split, target, bounds, done)
+    read = read_parquet if split.format == "parquet" else read_jsonl
+    yield from read(storage, split, target, bounds, done)

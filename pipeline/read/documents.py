@@ -87,7 +87,7 @@ class ReadSplit:
     Attributes:
         split: with its final range, `last`, and rows where they are known.
         documents: DOCUMENT_FIELDS and the kept columns, in the order of the input; None for a
-            piece of a streamed file that is done already.
+            split that is done already.
         quarantine: QUARANTINE_SCHEMA; a row whose `row` is null stands for the whole file and is
             no document.
         num_documents: those and the quarantined ones.

@@ -1,13 +1,14 @@
-"""A split of a JSONL file -> documents.
+"""A range of a JSONL file -> splits of it, and their documents.
 
 A line ends with a newline (before it a carriage return may stand, which is white space to JSON).
 A document is named by the offset of its line's first byte. A byte range holds the lines whose
 first byte it holds: one with begin > 0 starts at begin - 1 and skips through the first newline,
 so a line that begins exactly at `begin` is its own, and the line that runs into it is not.
 
-A compressed file is cut while it streams: before the line that would put the piece over a bound.
-Memory is one piece's. Where the stream cannot be decoded on, the file's last piece ends after the
-last whole line, and a row in quarantine stands for what is missing.
+A range is cut while it is read: before the line that would put the piece over a bound. Its first
+piece begins where it begins and its last one ends where it ends, wherever lines do, so that ranges
+tile the file. Memory is one piece's. Where a stream cannot be decoded on, the file's last piece ends
+after the last whole line, and a row in quarantine stands for what is missing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.read.documents import (
 )
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.splits import Split
-from pipeline.splits.streams import BOM, UndecodableError, open_source, open_text
+from pipeline.splits.streams import BOM, Source, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
 
 MAX_LINE_BYTES = 2**30
@@ -43,42 +44,23 @@ _BATCH_BYTES = 8 * 2**20
 _COUNT_BYTES = 2**20
 
 
-def read_range(storage: Storage, split: Split, target: Target) -> ReadSplit:
-    """The documents of the lines that begin in [begin, end) of a plain file.
-
-    Raises:
-        EnvironmentFault: storage failed, or the file is another by now.
-    """
-    assert split.end is not None
-    piece = _Piece(split.begin)
-    with open_source(storage, split.file) as source:
-        start = max(split.begin - 1, 0)
-        source.seek(start)
-        reader = open_text(source, None, split.end - start)
-        offset = start + (_skip_line(reader, split.end - start) if split.begin > 0 else 0)
-        for line in _lines(reader, offset, split.end):
-            piece.add(line)
-    return _made(piece, split, target)
-
-
-def read_stream(
+def read_jsonl(
     storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[tuple[int, int]]
 ) -> Iterator[ReadSplit]:
-    """The pieces of a compressed file, in order; at least one, the final one `last`.
+    """The pieces of a range, in order; at least one.
 
     Args:
-        done: ranges [begin, end) whose documents need not be made again.
+        done: ranges [begin, end) of which no documents are wanted; their lines are not parsed.
 
     Raises:
         EnvironmentFault: storage failed, or the file is another by now.
     """
     num_rows = 0
     for piece in _pieces(storage, split, bounds):
-        made = replace(
-            split, begin=piece.begin, end=piece.end, last=piece.last, num_bytes=piece.end - piece.begin,
-            row_begin=num_rows, row_end=num_rows + len(piece.lines), max_documents=None,
-        )  # fmt: skip
-        num_rows += len(piece.lines)
+        first, num_rows = num_rows, num_rows + len(piece.lines)
+        made = replace(split, begin=piece.begin, end=piece.end, last=piece.last)
+        if split.begin == 0:  # of other ranges nobody knows how many rows are before them
+            made = replace(made, row_begin=first, row_end=num_rows)
         if (piece.begin, piece.end) in done:
             counted = piece.count.total() if piece.error is None else None
             yield ReadSplit(made, None, QUARANTINE_SCHEMA.empty_table(), len(piece.lines), counted)
@@ -130,14 +112,11 @@ class _Piece:
     """Lines [begin, end) that become one split; `lines` without the blank ones."""
 
     begin: int
-    end: int = -1
+    end: int
     lines: list[_Line] = field(default_factory=list)
     count: _LineCount = field(default_factory=_LineCount)
-    last: bool = False
+    last: bool | None = False
     error: str | None = None
-
-    def __post_init__(self) -> None:
-        self.end = max(self.end, self.begin)
 
     def add(self, line: _Line) -> None:
         self.end = line.offset + line.num_bytes
@@ -145,32 +124,43 @@ class _Piece:
         if not line.is_blank:
             self.lines.append(line)
 
-    def fits(self, line: _Line, bounds: SplitBounds) -> bool:
+    def fits(self, line: _Line, split: Split, bounds: SplitBounds) -> bool:
         if self.end == self.begin:
             return True
-        return len(self.lines) < bounds.num_rows and self.end + line.num_bytes - self.begin <= bounds.max_bytes
+        end = line.offset + line.num_bytes
+        if split.end is not None:
+            end = min(end, split.end)  # else a range would leave its final line, which runs past it, for a piece
+        return len(self.lines) < bounds.num_rows and end - self.begin <= bounds.max_bytes
 
 
 def _pieces(storage: Storage, split: Split, bounds: SplitBounds) -> Iterator[_Piece]:
-    piece = _Piece(0)
-    left = split.max_documents
-    with open_source(storage, split.file, buffered=True) as source:
+    piece = _Piece(split.begin, split.begin)
+    # What a decoder asks for comes in small reads.
+    with open_source(storage, split.file, buffered=split.compression is not None) as source:
         try:
-            if split.file.size == 0:
-                raise UndecodableError(f"0 bytes are no .{split.compression} file")
-            for line in _lines(open_text(source, split.compression), 0, None):
-                if left == 0:
-                    break
-                if not piece.fits(line, bounds):
+            for line in _lines(*_opened(source, split), split.end):
+                if not piece.fits(line, split, bounds):
                     yield piece
-                    piece = _Piece(line.offset)
+                    piece = _Piece(line.offset, line.offset)
                 piece.add(line)
-                left = None if left is None else left - (not line.is_blank)
-            else:
-                piece.last = True
+            piece.last = split.end is None or split.last
+            piece.end = piece.end if split.end is None else split.end
         except UndecodableError as error:
             piece.error, piece.last = str(error), True
     yield piece  # only now: on leaving, the file was seen to be unchanged
+
+
+def _opened(source: Source, split: Split) -> tuple[io.BufferedReader, int]:
+    """A reader that stands before the range's first line, and the offset of that."""
+    if split.compression is not None:
+        if split.file.size == 0:
+            raise UndecodableError(f"0 bytes are no .{split.compression} file")
+        return open_text(source, split.compression), 0
+    assert split.end is not None
+    start = max(split.begin - 1, 0)
+    source.seek(start)
+    reader = open_text(source, None, split.end - start)
+    return reader, start + (_skip_line(reader, split.end - start) if split.begin > 0 else 0)
 
 
 def _lines(reader: io.BufferedReader, offset: int, end: int | None) -> Iterator[_Line]:

@@ -67,6 +67,8 @@ def _create(storage: Storage, root: str) -> StoreIdentity:
         storage.put_if_absent(STORE_NAME, orjson.dumps(identity.model_dump(), option=orjson.OPT_INDENT_2))
     except StorageFault as error:
         fault = error  # the put may have gone through all the same
+    except FileNotFoundError as error:
+        raise StoreError(f"{error}; make the bucket, or give another store.uri") from None
     # Ours or another's that came first: what lies there now is the store's identity.
     found = _read(storage)
     if found is None:

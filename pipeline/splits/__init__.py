@@ -1,4 +1,4 @@
-"""Input files -> splits: what a listing finds, checked, and cut into units of work.
+"""Input files -> splits: what a listing finds, checked, and planned as ranges, the units of work.
 
     files     the files of a corpus and their identities
     streams   files as byte streams; storage's faults kept apart from a decoder's
@@ -6,10 +6,10 @@
     plan      a file -> splits
     columns   the columns that the config names are there, and have types
 
-All of it runs in the driver, before any work; `pipeline.read` then turns splits into documents.
+All of it runs in the driver, before any work; `pipeline.read` then turns ranges into splits and their documents.
 """
 
-from pipeline.splits.columns import check_columns, plan_files
+from pipeline.splits.columns import check_columns, columns_read, plan_files
 from pipeline.splits.files import InputFile, file_format, list_input
 from pipeline.splits.plan import Split, limit_splits, plan_file, split_id
 
@@ -17,6 +17,7 @@ __all__ = [
     "InputFile",
     "Split",
     "check_columns",
+    "columns_read",
     "file_format",
     "limit_splits",
     "list_input",

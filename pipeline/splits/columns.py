@@ -38,7 +38,7 @@ def plan_files(
 
     Returns the splits in the order of the files, and the kept columns. Errors as those two.
     """
-    columns = _wanted(input)
+    columns = columns_read(input)
     parquet = [file for file in files if _is_parquet(file, input)]
     planned: dict[str, list[Split]] = {}
     types_seen = _TypesSeen(input, known)
@@ -51,6 +51,11 @@ def plan_files(
         if file.uri not in planned:
             planned[file.uri] = plan_file(storage, file, bounds, input.format)
     return [split for file in files for split in planned[file.uri]], types_seen.schema()
+
+
+def columns_read(input: Input) -> tuple[str, ...]:
+    """The columns that the config names: only those are read, and count as size."""
+    return tuple(dict.fromkeys([*input.text_columns, *([input.id] if input.id else []), *input.keep]))
 
 
 def check_columns(
@@ -108,10 +113,6 @@ class _TypesSeen:
         if together is None:
             raise InputError(f"input.keep: {name} is {before} in {before_uri} and {type} in {uri}; make them one type")
         self._seen[name] = (together, before_uri if together == before else uri)
-
-
-def _wanted(input: Input) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*input.text_columns, *([input.id] if input.id else []), *input.keep]))
 
 
 def _is_parquet(file: InputFile, input: Input) -> bool:
@@ -206,6 +207,17 @@ def _json_type(name: str, uri: str, values: Iterable[Any]) -> pa.DataType:
     if kind in scalars:
         return scalars[kind]
     try:
-        return pa.array([value for value in present if type(value) is kind]).type
+        found = pa.array([value for value in present if type(value) is kind]).type
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise InputError(f"input.keep: the values of {name} in {uri} have no common type: {error}") from None
+    if _has_empty_struct(found):
+        raise InputError(
+            f"input.keep: {name} in {uri} holds objects without keys ({found}), which Parquet cannot store; "
+            f"leave {name} out of input.keep"
+        )
+    return found
+
+
+def _has_empty_struct(type: pa.DataType) -> bool:
+    children = [type.field(i).type for i in range(type.num_fields)]
+    return (types.is_struct(type) and not children) or any(map(_has_empty_struct, children))

@@ -42,10 +42,18 @@ def read_footer(storage: Storage, file: InputFile, columns: Collection[str] = ()
     with open_source(storage, file) as source:
         try:
             with decoding(source):
-                parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"))
-                schema, metadata = parquet.schema_arrow, parquet.metadata
+                return footer_of(pq.read_metadata(pa.PythonFile(source, mode="r")), columns)
         except UndecodableError as error:
             return Footer(error=str(error))
+
+
+def footer_of(metadata: pq.FileMetaData, columns: Collection[str] = ()) -> Footer:
+    """What `metadata` says; sizes count all columns if none are named.
+
+    Raises:
+        ArrowInvalid, OSError: its schema is none that Arrow knows.
+    """
+    schema = metadata.schema.to_arrow_schema()
     paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     wanted = [i for i, path in enumerate(paths) if not columns or any(_within(path, name) for name in columns)]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

@@ -1,13 +1,15 @@
-"""Splits: the ranges of input files that become one embedding shard each.
+"""Splits: ranges of input files, planned without reading them, that the reader cuts into embedding shards.
 
-    Parquet            rows [begin, end): whole row groups packed up to the bounds; a group over a
-                       bound is cut by rows, into equal parts
+    Parquet            rows [begin, end): whole row groups packed up to the bounds, or one row group
+                       that is over a bound by itself
     plain JSONL        bytes [begin, end), equal parts; a document belongs to the range that holds
                        its first byte. Planned without a request
-    compressed JSONL   the whole file, cut while it streams; offsets are those of decompressed bytes
+    compressed JSONL   the whole file; offsets are those of decompressed bytes
 
-Cuts depend on the file, the columns and the bounds alone, so that a run that is resumed cuts alike.
-A file is done when its splits tile it from 0 to one that says `last`.
+Most ranges come out of the reader as they were planned. What a plan cannot know, or what only one
+pass can read, the reader cuts under the same bounds: lines, and rows of a large row group
+(`cut_rows`). Cuts depend on the file, the columns and the bounds alone, so that a run that is
+resumed cuts alike. A file is done when its splits tile it from 0 to one that says `last`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config import SplitBounds
 from pipeline.splits.files import Compression, Format, InputFile, file_format
@@ -24,8 +26,8 @@ from pipeline.splits.footers import Footer, read_footer
 from pipeline.splits.streams import BOM, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
 
-# A plain JSONL file is cut by bytes only, its rows being unknown without reading it. Taken for
-# a line, this keeps splits near the bound in rows for texts of a paragraph or more.
+# A plain JSONL file is planned by bytes only, its rows being unknown without reading it. Taken for a line,
+# this lets most ranges of texts of a paragraph or more be one split, and shares out those of shorter ones.
 _ASSUMED_LINE_BYTES = 2**10
 # Only for dispatching big ones first.
 _ASSUMED_COMPRESSION = 4
@@ -33,15 +35,14 @@ _ASSUMED_COMPRESSION = 4
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A unit of reading: a range of one file, or a whole file that is cut while it streams.
+    """A range of one file: as it is planned, or as the reader cut it, in which case it is one embedding shard.
 
     Attributes:
         begin, end: rows (Parquet) or bytes (JSONL; compressed: decompressed bytes); end is None
-            for a file that is cut while it streams.
+            for a compressed file, up to its end.
         last: whether the file ends here; None until it is known.
-        row_begin, row_end: the same in rows, where they are known.
+        row_begin, row_end: the same in rows, where the reader knows them.
         num_bytes: an estimate, for dispatching big splits first.
-        max_documents: read no more than this (`--limit`, streamed files).
         unreadable: why the whole file cannot be read, found while planning.
     """
 
@@ -54,14 +55,13 @@ class Split:
     row_begin: int | None = None
     row_end: int | None = None
     num_bytes: int = 0
-    max_documents: int | None = None
     unreadable: str | None = None
 
     @property
     def split_id(self) -> str:
         """32 hex digits; only once `end` is known."""
         if self.end is None:
-            raise ValueError(f"{self.file.uri} is cut while it streams: it has no split id as a whole. This is a bug")
+            raise ValueError(f"the end of {self.file.uri} is not known yet: no split id without it. This is a bug")
         return split_id(self.file.file_id, self.begin, self.end)
 
     def to_json(self) -> str:
@@ -98,28 +98,59 @@ def plan_file(
     if compression is not None:
         num_bytes = file.size * _ASSUMED_COMPRESSION
         return [Split(file, "jsonl", compression, begin=0, end=None, last=None, num_bytes=num_bytes)]
-    return _plan_bytes(file, file.size, bounds, complete=True)
+    step = min(bounds.max_bytes, bounds.num_rows * _ASSUMED_LINE_BYTES)
+    return [
+        Split(file, "jsonl", None, begin, end, last=end == file.size, num_bytes=end - begin)
+        for begin, end in _equal_parts(file.size, step) or [(0, 0)]
+    ]
 
 
 def plan_parquet(file: InputFile, footer: Footer, bounds: SplitBounds) -> list[Split]:
     """The splits of a Parquet file from its footer; of one that cannot be read, one that says so."""
     if footer.error is not None:
-        return [Split(file, "parquet", None, 0, 0, True, 0, 0, unreadable=footer.error)]
-    ranges = list(_row_ranges(footer, bounds)) or [(0, 0, 0)]
+        return [Split(file, "parquet", None, 0, 0, True, unreadable=footer.error)]
+    ranges = list(_row_ranges(footer, bounds)) or [_RowRange(0, 0, 0)]
     final = len(ranges) - 1
     return [
-        Split(file, "parquet", None, begin, end, i == final, row_begin=begin, row_end=end, num_bytes=num_bytes)
-        for i, (begin, end, num_bytes) in enumerate(ranges)
+        Split(file, "parquet", None, rows.begin, rows.end, i == final, num_bytes=rows.num_bytes)
+        for i, rows in enumerate(ranges)
     ]
 
 
+def cut_rows(footer: Footer, bounds: SplitBounds, begin: int, end: int) -> list[tuple[int, int]]:
+    """Rows [begin, end) of a Parquet file in parts under the bounds; at least one.
+
+    A row group over a bound is cut into equal parts. Parts are those of the whole file, as far as
+    they lie in the range: another range of the file is not cut elsewhere.
+
+    Args:
+        footer: sizes are those of the columns that will be read.
+    """
+    parts = (part for rows in _row_ranges(footer, bounds) for part in rows.parts)
+    return [(max(low, begin), min(high, end)) for low, high in parts if low < end and begin < high] or [(begin, end)]
+
+
+def rows_within(rows: int, num_bytes: int, bounds: SplitBounds) -> int:
+    """How many rows of a row group of so many bytes fit the bounds, at their mean size; at least one."""
+    return max(1, min(bounds.num_rows, rows * bounds.max_bytes // max(num_bytes, 1)))
+
+
 def limit_splits(
-    storage: Storage, files: Sequence[InputFile], bounds: SplitBounds, limit: int, format: str | None = None
+    storage: Storage,
+    files: Sequence[InputFile],
+    bounds: SplitBounds,
+    limit: int,
+    format: str | None = None,
+    columns: Collection[str] = (),
 ) -> list[Split]:
     """Splits over exactly the first `limit` documents, by URI (`--limit`).
 
-    A file of which a part is left out has no split that is `last`: a full run later does not take
-    it for done. Blank lines are no documents; quarantined ones are. Lines are counted by reading.
+    They are those of `plan_file`, up to the one that the limit ends early: a full run later takes
+    over what was read. A file of which a part is left out has no split that is `last`, so that it
+    is not taken for done. Blank lines are no documents; quarantined ones are. Lines are counted by reading.
+
+    Args:
+        format, columns: as `plan_file`.
 
     Raises:
         EnvironmentFault: as `plan_file`.
@@ -128,7 +159,7 @@ def limit_splits(
     for file in files:
         if limit <= 0:
             break
-        splits, num_documents = _limit_file(storage, file, bounds, limit, format)
+        splits, num_documents = _limited(storage, file, plan_file(storage, file, bounds, format, columns), limit)
         chosen += splits
         limit -= num_documents
     return chosen
@@ -141,31 +172,33 @@ def _format_of(file: InputFile, format: str | None) -> tuple[Format, Compression
     return found
 
 
-def _row_ranges(footer: Footer, bounds: SplitBounds) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, bytes) of each split."""
+class _RowRange(NamedTuple):
+    """A range as it is planned: packed row groups, or one over a bound, in parts of up to `step` rows."""
+
+    begin: int
+    end: int
+    num_bytes: int
+    step: int | None = None
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        rows = self.end - self.begin
+        return [(self.begin + low, self.begin + high) for low, high in _equal_parts(rows, self.step or rows)]
+
+
+def _row_ranges(footer: Footer, bounds: SplitBounds) -> Iterator[_RowRange]:
     begin = end = num_bytes = 0
     for rows, group_bytes in zip(footer.group_rows, footer.group_bytes, strict=True):
         fits = end - begin + rows <= bounds.num_rows and num_bytes + group_bytes <= bounds.max_bytes
         if end > begin and not fits:
-            yield begin, end, num_bytes
+            yield _RowRange(begin, end, num_bytes)
             begin, num_bytes = end, 0
         end, num_bytes = end + rows, num_bytes + group_bytes
         if rows > bounds.num_rows or (group_bytes > bounds.max_bytes and rows > 1):
-            step = max(1, min(bounds.num_rows, rows * bounds.max_bytes // max(group_bytes, 1)))
-            for low, high in _equal_parts(rows, step):
-                yield begin + low, begin + high, group_bytes * (high - low) // rows
+            yield _RowRange(begin, end, group_bytes, rows_within(rows, group_bytes, bounds))
             begin, num_bytes = end, 0
     if end > begin:
-        yield begin, end, num_bytes
-
-
-def _plan_bytes(file: InputFile, size: int, bounds: SplitBounds, *, complete: bool) -> list[Split]:
-    step = min(bounds.max_bytes, bounds.num_rows * _ASSUMED_LINE_BYTES)
-    ranges = _equal_parts(size, step) or [(0, 0)]
-    return [
-        Split(file, "jsonl", None, begin, end, last=complete and end == size, num_bytes=end - begin)
-        for begin, end in ranges
-    ]
+        yield _RowRange(begin, end, num_bytes)
 
 
 def _equal_parts(size: int, step: int) -> list[tuple[int, int]]:
@@ -174,39 +207,30 @@ def _equal_parts(size: int, step: int) -> list[tuple[int, int]]:
     return [(i * size // num_parts, (i + 1) * size // num_parts) for i in range(num_parts)]
 
 
-def _limit_file(
-    storage: Storage, file: InputFile, bounds: SplitBounds, limit: int, format: str | None
-) -> tuple[list[Split], int]:
-    kind, compression = _format_of(file, format)
-    planned = plan_file(storage, file, bounds, format)
-    if kind == "parquet":
-        return _limit_rows(planned, limit)
-    num_documents, offset = _first_lines(storage, file, compression, limit)
+def _limited(storage: Storage, file: InputFile, planned: list[Split], limit: int) -> tuple[list[Split], int]:
+    """The planned splits of a file up to its first `limit` documents, and how many those are."""
+    if planned[0].format == "parquet":
+        num_rows = planned[-1].end or 0
+        num_documents, end, complete = min(limit, num_rows), limit, limit >= num_rows
+    else:
+        num_documents, end, complete = _first_lines(storage, file, planned[0].compression, limit)
     if num_documents < limit:
         return planned, num_documents
-    if compression is not None:
-        return [replace(planned[0], max_documents=limit)], num_documents
-    return _plan_bytes(file, offset, bounds, complete=offset == file.size), num_documents
+    kept = [split for split in planned if split.begin < end]
+    kept[-1] = replace(kept[-1], end=end if kept[-1].end is None else min(end, kept[-1].end), last=complete)
+    return kept, num_documents
 
 
-def _limit_rows(planned: Sequence[Split], limit: int) -> tuple[list[Split], int]:
-    kept = [split for split in planned if split.begin < limit or split.begin == 0]
-    final = kept[-1]
-    if final.end is not None and final.end > limit:
-        kept[-1] = replace(final, end=limit, row_end=limit, last=False)
-    return kept, kept[-1].end or 0
-
-
-def _first_lines(storage: Storage, file: InputFile, compression: str | None, limit: int) -> tuple[int, int]:
-    """How many documents there are, up to `limit`, and the offset after them."""
+def _first_lines(storage: Storage, file: InputFile, compression: str | None, limit: int) -> tuple[int, int, bool]:
+    """How many documents there are, up to `limit`, the offset after them, and whether the file ends there."""
     num_documents = offset = 0
     with open_source(storage, file, buffered=True) as source:
         try:
-            for line in open_text(source, compression):
+            reader = open_text(source, compression)
+            while num_documents < limit and (line := reader.readline()):
                 num_documents += bool((line if offset else line.removeprefix(BOM)).strip())
                 offset += len(line)
-                if num_documents == limit:
-                    break
+            return num_documents, offset, not reader.peek(1)
         except UndecodableError:
             pass  # the reader quarantines the file; the lines before the fault count
-    return num_documents, offset
+    return num_documents, offset, False

@@ -27,6 +27,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     TokenRetrievalError,
@@ -34,7 +35,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from fsspec.asyn import sync
 
-from pipeline.errors import CredentialsFault, StorageFault
+from pipeline.errors import ConfigError, CredentialsFault, StorageFault
 from pipeline.uris._objects import ObjectInfo, changed
 
 _T = TypeVar("_T")
@@ -53,7 +54,7 @@ _CREDENTIALS = (
     TokenRetrievalError,
 )
 _CUT_BODY = (aiohttp.ClientError, HTTPClientError, IncompleteReadError, asyncio.TimeoutError, ConnectionResetError)
-_FAULTS = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, asyncio.TimeoutError)
+_FAULTS = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, asyncio.TimeoutError, ValueError, TypeError)
 _BAD_CREDENTIALS = frozenset(
     {
         "ExpiredToken",
@@ -266,6 +267,8 @@ def _fault(error: BaseException, uri: str, bucket: str) -> Exception:
     code, status = _code(error)
     if code == "NoSuchBucket":
         return FileNotFoundError(f"no such bucket: {bucket} ({uri})")
+    if isinstance(error, ValueError | TypeError | ParamValidationError):
+        return ConfigError(f"storage options or URI cannot be used: {uri}: {' '.join(str(error).split())}")
     if status == 416:
         return _PastEndError()
     if status == 412:
@@ -276,7 +279,9 @@ def _fault(error: BaseException, uri: str, bucket: str) -> Exception:
             "set storage_options or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run the same command again"
         )
     if status in (401, 403) or isinstance(error, PermissionError):
-        return CredentialsFault(f"no right to use {uri} ({code or status}); grant it, then run the same command again")
+        return CredentialsFault(
+            f"no right to use {uri} ({code or status}); grant it or give other credentials, then run again"
+        )
     if status == 404 or isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"not found: {uri}")
     if isinstance(error, BotoConnectionError | HTTPClientError | aiohttp.ClientConnectionError | asyncio.TimeoutError):

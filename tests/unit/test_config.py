@@ -162,7 +162,7 @@ def test_overrides_come_over_the_file_as_yaml_values(tmp_path: Path) -> None:
         ("=1", "override must be key.path=value: =1"),
         ("store.dtyp=float32", "unknown config key: store.dtyp; did you mean store.dtype?"),
         ("store.uri.x=1", "override goes through uri, which is a value, not a section: store.uri.x=1"),
-        ("store.uri=[", "override's value is not YAML: store.uri=["),
+        ("store.uri=[", "override's value is not YAML: store.uri=[; quote it"),
     ],
 )
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str, sentence: str) -> None:
@@ -287,3 +287,10 @@ def test_the_shard_fingerprint_changes_with_kept_columns_and_their_types() -> No
 )
 def test_the_shard_fingerprint_ignores_what_shapes_no_row(overrides: dict[str, Any]) -> None:
     assert config(overrides).shard_fingerprint({}) == config().shard_fingerprint({})
+
+
+@pytest.mark.parametrize("text", ["{title} {body}", "{body}", "'{body}'", '"{title}: {body}"', "{title}: {body}"])
+def test_a_template_on_the_command_line_needs_no_quotes_of_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("input: {uri: in}\nstore: {uri: out}\n")
+    assert load_config(path, [f"input.text={text}"]).input.text == text.strip("'\"")

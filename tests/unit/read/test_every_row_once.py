@@ -1,4 +1,7 @@
-"""Promise 2, as far as reading goes: for any file and any bounds, every row is in one split, once."""
+"""Promise 2, as far as reading goes: for any file and any bounds, every row is in one split, once.
+
+And no split is over the bound in rows, and cuts are the same at every attempt, whatever is done already.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import gzip
 import io
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,13 +21,14 @@ from hypothesis import strategies as st
 
 from pipeline.config import Input, SplitBounds
 from pipeline.read import ReadSplit, read_split
-from pipeline.splits import InputFile, limit_splits, list_input, plan_file
+from pipeline.splits import limit_splits, list_input, plan_file
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
 
 LATER = Clock(now_ns=lambda: 2**62)
 INPUT = Input(uri="x")
 NO_KEEP = pa.schema([])
+NOTHING: frozenset[tuple[int, int]] = frozenset()
 
 LINE = st.one_of(
     st.text(min_size=1, max_size=8).map(
@@ -58,7 +63,31 @@ def _rows_of(content: bytes) -> list[int]:
     return offsets
 
 
-def _read(name: str, content: bytes, bounds: SplitBounds, limit: int | None = None) -> list[ReadSplit]:
+def _parquet(texts: list[str], groups: list[int]) -> bytes:
+    file = io.BytesIO()
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(file, schema) as writer:
+        begin = 0
+        for rows in groups:
+            writer.write_table(
+                pa.table({"text": texts[begin : begin + rows]}, schema=schema), row_group_size=max(rows, 1)
+            )
+            begin += rows
+    return file.getvalue()
+
+
+GROUPS = st.lists(st.integers(0, 30), max_size=6)
+ANY_FILE = st.one_of(
+    jsonl().map(lambda content: ("a.jsonl", content)),
+    jsonl().map(lambda content: ("a.jsonl.gz", gzip.compress(content))),
+    jsonl().map(lambda content: ("a.jsonl.zst", zstandard.compress(content))),
+    GROUPS.map(lambda groups: ("a.parquet", _parquet([f"text {i}" for i in range(sum(groups))], groups))),
+)
+
+
+def _read(
+    name: str, content: bytes, bounds: SplitBounds, limit: int | None = None, done: frozenset[tuple[int, int]] = NOTHING
+) -> list[ReadSplit]:
     with tempfile.TemporaryDirectory() as root:
         Path(root, name).write_bytes(content)
         storage = Storage(root)
@@ -66,7 +95,11 @@ def _read(name: str, content: bytes, bounds: SplitBounds, limit: int | None = No
         splits = plan_file(storage, files[0], bounds, None)
         if limit is not None:
             splits = limit_splits(storage, files, bounds, limit)
-        return [made for split in splits for made in read_split(storage, split, INPUT, NO_KEEP, bounds)]
+        return [made for split in splits for made in read_split(storage, split, INPUT, NO_KEEP, bounds, done=done)]
+
+
+def _ranges(made: list[ReadSplit]) -> list[tuple[int, int]]:
+    return [(one.split.begin, one.split.end or 0) for one in made]
 
 
 def _rows(made: list[ReadSplit]) -> Iterator[int]:
@@ -78,21 +111,31 @@ def _rows(made: list[ReadSplit]) -> Iterator[int]:
         yield from sorted(documents + bad)
 
 
-def _assert_each_once(made: list[ReadSplit], rows: list[int], end: int) -> None:
+def _assert_each_once(made: list[ReadSplit], rows: list[int], end: int, bounds: SplitBounds) -> None:
     assert list(_rows(made)) == rows
     for one in made:
         assert one.documents is not None
         assert one.num_documents == one.num_counted == one.documents.num_rows + one.num_quarantined
+        assert one.num_documents <= bounds.num_rows
     edges = [0] + [one.split.end for one in made]
     assert [one.split.begin for one in made] == edges[:-1]
     assert edges[-1] == end
     assert [one.split.last for one in made] == [False] * (len(made) - 1) + [True]
 
 
+def _assert_bytes_within(made: list[ReadSplit], bounds: SplitBounds) -> None:
+    for one in made:
+        if one.num_documents > 1:
+            assert one.split.end is not None
+            assert one.split.end - one.split.begin <= bounds.max_bytes
+
+
 @settings(max_examples=120, deadline=None)
 @given(jsonl(), BOUNDS)
 def test_plain_jsonl(content: bytes, bounds: SplitBounds) -> None:
-    _assert_each_once(_read("a.jsonl", content, bounds), _rows_of(content), len(content))
+    made = _read("a.jsonl", content, bounds)
+    _assert_each_once(made, _rows_of(content), len(content), bounds)
+    _assert_bytes_within(made, bounds)
 
 
 @settings(max_examples=120, deadline=None)
@@ -104,26 +147,21 @@ def test_compressed_jsonl(content: bytes, bounds: SplitBounds, cuts: list[int], 
     compress = gzip.compress if gz else zstandard.compress
     packed = b"".join(compress(member) for member in members)
     made = _read("a.jsonl.gz" if gz else "a.jsonl.zst", packed, bounds)
-    _assert_each_once(made, _rows_of(content), len(content))
-    for one in made:
-        assert one.split.row_begin is not None
-        assert one.split.row_end is not None
-        assert one.num_documents == one.split.row_end - one.split.row_begin <= bounds.num_rows
-        if one.num_documents > 1:
-            assert one.split.end is not None
-            assert one.split.end - one.split.begin <= bounds.max_bytes
+    _assert_each_once(made, _rows_of(content), len(content), bounds)
+    _assert_bytes_within(made, bounds)
+    rows = list(accumulate((one.num_documents for one in made), initial=0))
+    assert [(one.split.row_begin, one.split.row_end) for one in made] == list(pairwise(rows))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 30), max_size=6), BOUNDS, st.integers(0, 3))
+@given(GROUPS, BOUNDS, st.integers(0, 3))
 def test_parquet(groups: list[int], bounds: SplitBounds, num_bad: int) -> None:
     texts = [f"text {i}" if i >= num_bad else " " for i in range(sum(groups))]
     packed = _parquet(texts, groups)
     made = _read("a.parquet", packed, bounds)
-    _assert_each_once(made, list(range(sum(groups))), sum(groups))
+    _assert_each_once(made, list(range(sum(groups))), sum(groups), bounds)
     found = [text for one in made if one.documents for text in one.documents["text"].to_pylist()]
     assert found == texts[num_bad:]
-    assert all(one.num_documents <= bounds.num_rows for one in made)
 
 
 @settings(max_examples=120, deadline=None)
@@ -136,39 +174,34 @@ def test_a_limit_is_exact(content: bytes, bounds: SplitBounds, limit: int, name:
         assert not any(one.split.last for one in made)
 
 
+@settings(max_examples=60, deadline=None)
+@given(ANY_FILE, BOUNDS, st.integers(1, 40))
+def test_a_full_run_takes_over_what_a_limit_read(file: tuple[str, bytes], bounds: SplitBounds, limit: int) -> None:
+    full, limited = _ranges(_read(*file, bounds)), _ranges(_read(*file, bounds, limit))
+    assert limited[:-1] == full[: len(limited) - 1]
+    assert limited[-1][0] == full[len(limited) - 1][0]
+    assert limited[-1][1] <= full[len(limited) - 1][1]
+
+
 @settings(max_examples=50, deadline=None)
 @given(jsonl(), BOUNDS)
-def test_cuts_of_a_stream_are_the_same_at_every_attempt(content: bytes, bounds: SplitBounds) -> None:
-    first = [one.split for one in _read("a.jsonl.gz", gzip.compress(content), bounds)]
-    again = [one.split for one in _read("a.jsonl.gz", gzip.compress(content, 1) + gzip.compress(b""), bounds)]
-    assert [(s.begin, s.end, s.last) for s in first] == [(s.begin, s.end, s.last) for s in again]
+def test_cuts_of_a_stream_are_those_of_its_bytes_not_of_its_members(content: bytes, bounds: SplitBounds) -> None:
+    first = _read("a.jsonl.gz", gzip.compress(content), bounds)
+    again = _read("a.jsonl.gz", gzip.compress(content, 1) + gzip.compress(b""), bounds)
+    assert _ranges(first) == _ranges(again)
 
 
-@settings(max_examples=50, deadline=None)
-@given(jsonl(), BOUNDS, st.sets(st.integers(0, 20)))
-def test_pieces_that_are_done_come_without_documents(content: bytes, bounds: SplitBounds, done: set[int]) -> None:
-    with tempfile.TemporaryDirectory() as root:
-        Path(root, "a.jsonl.zst").write_bytes(zstandard.compress(content))
-        storage = Storage(root)
-        [file] = list_input(storage, None, None, LATER)
-        assert isinstance(file, InputFile)
-        [split] = plan_file(storage, file, bounds, None)
-        full = list(read_split(storage, split, INPUT, NO_KEEP, bounds))
-        ranges = frozenset((s.split.begin, s.split.end or 0) for i, s in enumerate(full) if i in done)
-        for i, one in enumerate(read_split(storage, split, INPUT, NO_KEEP, bounds, done=ranges)):
-            assert one.split == full[i].split
-            assert (one.num_documents, one.num_counted) == (full[i].num_documents, full[i].num_counted)
-            assert one.documents == (None if i in done else full[i].documents)
-
-
-def _parquet(texts: list[str], groups: list[int]) -> bytes:
-    file = io.BytesIO()
-    schema = pa.schema([("text", pa.string())])
-    with pq.ParquetWriter(file, schema) as writer:
-        begin = 0
-        for rows in groups:
-            writer.write_table(
-                pa.table({"text": texts[begin : begin + rows]}, schema=schema), row_group_size=max(rows, 1)
-            )
-            begin += rows
-    return file.getvalue()
+@settings(max_examples=150, deadline=None)
+@given(ANY_FILE, BOUNDS, st.sets(st.integers(0, 20)), st.none() | st.integers(1, 40))
+def test_with_any_pieces_done_the_pieces_are_the_same(
+    file: tuple[str, bytes], bounds: SplitBounds, done: set[int], limit: int | None
+) -> None:
+    full = _read(*file, bounds, limit)
+    ranges = _ranges(full)
+    again = _read(*file, bounds, limit, frozenset(ranges[i] for i in done if i < len(ranges)))
+    assert _ranges(again) == ranges
+    for i, (one, other) in enumerate(zip(again, full, strict=True)):
+        assert replace(one.split, file=other.split.file) == other.split
+        assert (one.num_documents, one.num_counted) == (other.num_documents, other.num_counted)
+        assert one.documents == (None if i in done else other.documents)
+        assert i in done or one.quarantine == other.quarantine

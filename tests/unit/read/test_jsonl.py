@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pipeline.read.jsonl as jsonl
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import ChangedError
 from pipeline.read import ReadSplit, read_split
-from pipeline.splits import list_input, plan_file
+from pipeline.splits import limit_splits, list_input, plan_file
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
 
@@ -108,6 +109,68 @@ def test_huge_lines_pass_whole(tmp_path: Path) -> None:
     texts = [row for one in made if one.documents for row in one.documents["text"].to_pylist()]
     assert [len(row) for row in texts] == [70_000_000, 1]
     assert sum(one.num_documents for one in made) == sum(one.num_counted or 0 for one in made) == 2
+
+
+def test_a_byte_range_of_short_lines_is_cut_by_rows_between_its_own_ends(tmp_path: Path) -> None:
+    """Rows of a shard must fit one page of Parquet, and bytes say nothing of rows."""
+    content = b'{"text": "a"}\n' * 1000
+    (tmp_path / "a.jsonl").write_bytes(content)
+    storage = Storage(str(tmp_path))
+    [file] = list_input(storage, None, None, LATER)
+    bounds = SplitBounds.model_validate({"max_rows": 100, "max_bytes": 5000})
+    first, second, third = plan_file(storage, file, bounds, None)
+    assert (second.begin, second.end) == (4666, 9333)
+    pieces = list(read_split(storage, second, Input(uri="x"), pa.schema([]), bounds))
+    # 4666 and 9333 are within lines: the first piece begins and the last one ends there all the same.
+    edges = [4666, 334 * 14 + 1400, 334 * 14 + 2800, 334 * 14 + 4200, 9333]
+    assert [(one.split.begin, one.split.end) for one in pieces] == list(pairwise(edges))
+    assert [one.num_documents for one in pieces] == [100, 100, 100, 33]
+    assert not any(one.split.last for one in pieces)
+    assert {(one.split.row_begin, one.split.row_end) for one in pieces} == {(None, None)}
+    ends = [list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds))[-1] for split in (first, third)]
+    assert [(one.split.end, one.split.last) for one in ends] == [(4666, False), (14_000, True)]
+
+
+def test_a_range_within_the_bounds_is_one_split_though_its_last_line_runs_past_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' * 1000)
+    storage, bounds = Storage(str(tmp_path)), SplitBounds.model_validate({"max_bytes": 1000})
+    [file] = list_input(storage, None, None, LATER)
+    splits = plan_file(storage, file, bounds, None)
+    assert {split.end - split.begin for split in splits if split.end} == {1000}
+    made = [one for split in splits for one in read_split(storage, split, Input(uri="x"), pa.schema([]), bounds)]
+    assert [(one.split.begin, one.split.end) for one in made] == [(split.begin, split.end) for split in splits]
+
+
+def test_lines_of_pieces_that_are_done_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' * 50)
+    storage, bounds = Storage(str(tmp_path)), SplitBounds(max_rows=10)
+    [file] = list_input(storage, None, None, LATER)
+    [split] = plan_file(storage, file, bounds, None)
+    parsed = []
+    parse = jsonl._parsed
+
+    def counting(line: Any) -> Any:
+        parsed.append(line.offset)
+        return parse(line)
+
+    monkeypatch.setattr(jsonl, "_parsed", counting)
+    made = list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds, done={(0, 140), (280, 420)}))
+    assert [one.documents is None for one in made] == [True, False, True, False, False]
+    assert parsed == [*range(140, 280, 14), *range(420, 700, 14)]
+
+
+def test_a_stream_with_an_end_is_read_no_further(tmp_path: Path) -> None:
+    """What `--limit` plans; a fault behind its end is not met."""
+    packed = gzip.compress(LINES)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    storage, bounds = Storage(str(tmp_path)), SplitBounds(max_rows=100)
+    [file] = list_input(storage, None, None, LATER)
+    [split] = limit_splits(storage, [file], bounds, 250)
+    assert split.end == LINES.index(b'{"text": "250 ')
+    made = list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds))
+    assert [one.num_counted for one in made] == [100, 100, 50]
+    assert (made[-1].split.end, made[-1].split.last) == (split.end, False)
 
 
 def test_a_line_over_the_bound_is_quarantined_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,9 +140,7 @@ def test_a_dead_process_of_this_host_is_stale_at_once(storage: Storage) -> None:
     with pytest.raises(ConflictError, match=f"pid {child.pid}"):
         Lease(storage, "b", timing=time.timing).acquire()
     child.kill()
-    while child.poll() is None:  # also as a zombie, which nobody has collected yet, it is gone
-        if Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now, and gone to all effect
     with Lease(storage, "b", timing=time.timing):
         pass
     child.communicate()

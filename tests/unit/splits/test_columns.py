@@ -106,6 +106,13 @@ def test_types_of_kept_columns_in_jsonl_are_what_most_lines_hold(tmp_path: Path)
     assert schema.types == [pa.int64(), pa.float64(), pa.string(), pa.bool_(), *nested, pa.string()]
 
 
+@pytest.mark.parametrize("value", [{}, [{}], {"a": {"b": {}}}])
+def test_objects_without_keys_are_refused_since_no_shard_could_hold_them(tmp_path: Path, value: object) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": "a", "o": value})
+    with pytest.raises(InputError, match=r"input\.keep: o in a\.jsonl holds objects without keys"):
+        _check(tmp_path, keep=("o",))
+
+
 def test_types_of_the_snapshot_before_stay(tmp_path: Path) -> None:
     _jsonl(tmp_path / "a.jsonl", {"text": "a", "n": 1})
     known = pa.schema([("n", pa.float64())])
@@ -128,7 +135,7 @@ def test_what_is_no_jsonl_at_all_is_refused(tmp_path: Path) -> None:
 
 
 def test_plan_files_is_plan_file_of_each_in_order(tmp_path: Path) -> None:
-    _parquet(tmp_path / "b.parquet", text=pa.array(["a"] * 30))
+    pq.write_table(pa.table({"text": ["a"] * 30}), tmp_path / "b.parquet", row_group_size=10)
     _jsonl(tmp_path / "a.jsonl", {"text": "a"})
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}'))
     storage, bounds, input = Storage(str(tmp_path)), SplitBounds(max_rows=10), Input(uri=str(tmp_path))

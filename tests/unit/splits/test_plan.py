@@ -13,6 +13,8 @@ from pipeline.config import SplitBounds
 from pipeline.errors import ChangedError
 from pipeline.splits import InputFile, Split, limit_splits, list_input, plan_file, split_id
 from pipeline.splits.files import Clock
+from pipeline.splits.footers import read_footer
+from pipeline.splits.plan import cut_rows
 from pipeline.uris import Storage
 
 LATER = Clock(now_ns=lambda: 2**62)
@@ -45,22 +47,34 @@ def test_row_groups_are_packed_up_to_the_bound_in_rows(tmp_path: Path) -> None:
     splits = plan_file(storage, file, _bounds(rows=10), None)
     assert _ranges(splits) == [(0, 8), (8, 12), (12, 22), (22, 25)]
     assert [split.last for split in splits] == [False, False, False, True]
-    assert [(split.row_begin, split.row_end) for split in splits] == _ranges(splits)
+    footer = read_footer(storage, file)
+    assert [cut_rows(footer, _bounds(rows=10), s.begin, s.end or 0) for s in splits] == [[r] for r in _ranges(splits)]
 
 
-def test_a_row_group_over_the_bound_is_cut_into_equal_parts(tmp_path: Path) -> None:
+def test_a_row_group_over_the_bound_is_one_range_to_be_cut_into_equal_parts(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [2, 25, 2])
     storage, [file] = _files(tmp_path)
-    assert _ranges(plan_file(storage, file, _bounds(rows=10), None)) == [(0, 2), (2, 10), (10, 18), (18, 27), (27, 29)]
+    bounds, footer = _bounds(rows=10), read_footer(storage, file)
+    splits = plan_file(storage, file, bounds, None)
+    assert _ranges(splits) == [(0, 2), (2, 27), (27, 29)]
+    assert splits[1].num_bytes > 5 * splits[0].num_bytes
+    assert cut_rows(footer, bounds, 2, 27) == [(2, 10), (10, 18), (18, 27)]
+    # Of a part of the range, as --limit plans one, the same cuts: what was read of it can be taken over.
+    assert cut_rows(footer, bounds, 2, 14) == [(2, 10), (10, 14)]
+    assert cut_rows(footer, bounds, 12, 28) == [(12, 18), (18, 27), (27, 28)]
 
 
 def test_bytes_bound_too_and_only_columns_that_are_read_count(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [100], width=100)
     storage, [file] = _files(tmp_path)
+    text, both = read_footer(storage, file, ["text"]), read_footer(storage, file)
+    assert len(cut_rows(text, _bounds(num_bytes=12_000), 0, 100)) == 1
+    assert len(cut_rows(both, _bounds(num_bytes=12_000), 0, 100)) > 9
+    assert cut_rows(text, _bounds(num_bytes=1), 0, 100) == [(i, i + 1) for i in range(100)]
+    _parquet(tmp_path / "a.parquet", [10, 10], width=100)
+    storage, [file] = _files(tmp_path)
     assert len(plan_file(storage, file, _bounds(num_bytes=12_000), None, ["text"])) == 1
-    assert len(plan_file(storage, file, _bounds(num_bytes=12_000), None)) > 9
-    one_each = plan_file(storage, file, _bounds(num_bytes=1), None, ["text"])
-    assert _ranges(one_each) == [(i, i + 1) for i in range(100)]
+    assert len(plan_file(storage, file, _bounds(num_bytes=12_000), None)) == 2
 
 
 def test_empty_files_are_one_split_that_is_last(tmp_path: Path) -> None:
@@ -109,10 +123,10 @@ def test_plain_jsonl_is_cut_by_bytes_without_being_opened() -> None:
     assert len(plan_file(storage, InputFile("a.jsonl", 100 * 2**20, "x", "etag"), _bounds(), None)) == 11
 
 
-def test_compressed_jsonl_is_one_split_to_be_cut_while_it_streams() -> None:
+def test_compressed_jsonl_is_one_range_to_be_cut_while_it_streams() -> None:
     [split] = plan_file(Storage("/nowhere"), InputFile("a.jsonl.zst", 100, "x", "etag"), _bounds(), None)
     assert (split.begin, split.end, split.last, split.compression) == (0, None, None, "zst")
-    with pytest.raises(ValueError, match="streams"):
+    with pytest.raises(ValueError, match="end of a.jsonl.zst is not known"):
         _ = split.split_id
 
 
@@ -138,7 +152,7 @@ def _corpus(root: Path) -> tuple[Storage, list[InputFile]]:
 def test_a_limit_cuts_parquet_by_rows_and_stops(tmp_path: Path) -> None:
     storage, files = _corpus(tmp_path)
     [split] = limit_splits(storage, files, _bounds(), 7)
-    assert (split.begin, split.end, split.row_end, split.last) == (0, 7, 7, False)
+    assert (split.begin, split.end, split.last) == (0, 7, False)
     [split] = limit_splits(storage, files, _bounds(), 10)
     assert (split.end, split.last) == (10, True)
 
@@ -151,10 +165,31 @@ def test_a_limit_cuts_jsonl_after_the_line(tmp_path: Path) -> None:
     assert content[: split.end].count(b"{") == 4
     assert split.last is False
     streamed = limit_splits(storage, files, _bounds(), 25)
-    assert [(s.file.uri, s.last, s.max_documents) for s in streamed[1:]] == [
-        ("b.jsonl", True, None),
-        ("c.jsonl.gz", None, 5),
-    ]
+    assert [(s.file.uri, s.last) for s in streamed[1:]] == [("b.jsonl", True), ("c.jsonl.gz", False)]
+    assert streamed[-1].end is not None
+    assert content[: streamed[-1].end].count(b"{") == 5
+    assert content[: streamed[-1].end].endswith(b'"4"}\n')
+
+
+def test_a_limit_that_ends_with_the_file_is_the_whole_file(tmp_path: Path) -> None:
+    lines = b'{"text": "a"}\n' * 10
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    storage, files = _files(tmp_path)
+    splits = limit_splits(storage, files, _bounds(), 20)
+    assert [(s.begin, s.end, s.last) for s in splits] == [(0, len(lines), True)] * 2
+
+
+def test_a_limit_leaves_the_ranges_before_it_as_they_are(tmp_path: Path) -> None:
+    _parquet(tmp_path / "a.parquet", [10, 10, 10])
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "a"}\n' * 100)
+    storage, files = _files(tmp_path)
+    bounds = _bounds(rows=10, num_bytes=300)
+    for file, limit in ((files[0], 15), (files[1], 55)):
+        full = plan_file(storage, file, bounds, None, ["text"])
+        limited = limit_splits(storage, [file], bounds, limit, None, ["text"])
+        assert 1 < len(limited) < len(full)
+        assert limited[:-1] == full[: len(limited) - 1]
 
 
 def test_a_limit_above_the_corpus_is_the_plan(tmp_path: Path) -> None:

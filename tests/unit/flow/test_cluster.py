@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.config import Cluster
+from pipeline.errors import ClusterError
+from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, plan_pool
+
+Nodes = Sequence[Mapping[str, float]]
+
+
+@pytest.mark.parametrize(
+    ("encoders", "nodes", "expected"),
+    [
+        ("auto", [{"CPU": 2}], PoolPlan(1, 1, 1, 0)),
+        ("auto", [{"CPU": 4}], PoolPlan(1, 1, 3, 0)),
+        ("auto", [{"CPU": 64}], PoolPlan(7, 7, 8, 0)),
+        ("auto", [{"CPU": 16}] * 4, PoolPlan(7, 7, 8, 0)),
+        (2, [{"CPU": 4}], PoolPlan(2, 2, 1, 0)),
+        ("auto", [{"CPU": 4, "GPU": 2}], PoolPlan(2, 2, 0, 1)),
+        ("auto", [{"CPU": 8, "GPU": 8}] * 2 + [{"CPU": 4}], PoolPlan(16, 16, 0, 1)),
+        ({"min": 1, "max": 2}, [{"CPU": 4, "GPU": 2}], PoolPlan(1, 2, 0, 1)),
+    ],
+)
+def test_the_pool_fills_the_cluster_beside_a_reader_and_a_writer(
+    encoders: Any, nodes: Nodes, expected: PoolPlan
+) -> None:
+    plan = plan_pool(Cluster.model_validate({"encoders": encoders}), nodes)
+    assert plan == expected
+    assert plan.max_size * plan.num_cpus + READ_CPUS + WRITE_CPUS <= sum(node["CPU"] for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("encoders", "nodes", "message"),
+    [
+        ("auto", [{"CPU": 1}], "the cluster has 1 CPUs"),
+        (8, [{"CPU": 4}], "8 encoders of 1 CPU"),
+        (8, [{"CPU": 64, "GPU": 2}], "room for 2; lower cluster.encoders"),
+        ("auto", [{"CPU": 0.5, "GPU": 2}], "add CPUs"),
+        ({"min": 1, "max": 3}, [{"CPU": 4, "GPU": 2}], "3 encoders of 1 GPU"),
+    ],
+)
+def test_a_cluster_too_small_is_refused_with_a_sentence(encoders: Any, nodes: Nodes, message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
+        plan_pool(Cluster.model_validate({"encoders": encoders}), nodes)
+
+
+def test_a_gpu_is_not_split_over_nodes() -> None:
+    """Two half-free GPUs on two nodes are no whole one."""
+    with pytest.raises(ClusterError, match="room for 0"):
+        plan_pool(Cluster(), [{"CPU": 4, "GPU": 0.5}] * 2)

@@ -1,0 +1,208 @@
+"""The stages one after the other, as Ray would call them, without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Config, parse_config
+from pipeline.encoder import EncodedSplit, Encoder
+from pipeline.errors import StorageFault
+from pipeline.flow.rows import Row, Work, Written
+from pipeline.flow.stages import EncodeStage, FlowContext, ReadStage, WriteStage
+from pipeline.model import describe_model
+from pipeline.splits import list_input, plan_files
+from pipeline.splits.files import Clock
+from pipeline.uris import Storage
+from tests.models import make_model
+
+KEEP = pa.schema([pa.field("lang", pa.string())])
+SETTLED = Clock(now_ns=lambda: 2**62)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def make_context(folder: Path, model: Path, **store: Any) -> FlowContext:
+    config: Config = parse_config(
+        {
+            "input": {"uri": str(folder / "in"), "id": "id", "text": "{text}", "keep": ["lang"]},
+            "store": {"uri": str(folder / "store"), **store},
+            "encoder": {"model": str(model), "compute": "float32"},
+        }
+    )
+    description = describe_model(model, config.encoder)
+    return FlowContext(
+        config=config,
+        run_id="run",
+        model=description,
+        encoder_fp=description.fingerprint("{text}"),
+        shard_fp="5" * 16,
+        keep=KEEP,
+        input_storage=Storage(config.input.uri),
+        store_storage=Storage(config.store.uri),
+    )
+
+
+def work_on(context: FlowContext, lines: Iterable[object]) -> pa.Table:
+    """The source batch of one JSONL file."""
+    text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+    context.input_storage.put("a.jsonl", text.encode())
+    files = list_input(context.input_storage, None, None, SETTLED)
+    planned, _ = plan_files(context.input_storage, files, context.config.input, context.config.splits)
+    return pa.Table.from_pylist([Work(split).to_item() for split in planned])
+
+
+def run_stages(context: FlowContext, batch: pa.Table) -> list[Written]:
+    encode, write = EncodeStage(context, None), WriteStage(context)
+    return [Written.unpack(write(encode(row)).to_pylist()[0]) for row in ReadStage(context)(batch)]
+
+
+LINES = [{"id": "a", "text": "first text", "lang": "en"}, "no json", {"id": "b", "text": "the second", "lang": None}]
+
+
+def test_three_stages_make_a_shard_a_quarantine_file_and_a_record(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny)
+    [written] = run_stages(context, work_on(context, LINES))
+    record = written.record
+    assert record is not None, written.report
+    assert record.quarantine is not None
+    assert (record.num_documents, record.num_counted, record.num_quarantined) == (3, 3, 1)
+    assert record.reasons == {"invalid_json": 1}
+    shard = pq.read_table(pa.BufferReader(context.store_storage.read(record.shard.file)))
+    assert shard.select(["doc_id", "lang"]).to_pylist() == [
+        {"doc_id": "a", "lang": "en"},
+        {"doc_id": "b", "lang": None},
+    ]
+    quarantined = pq.read_table(pa.BufferReader(context.store_storage.read(record.quarantine.file)))
+    assert quarantined["text"].to_pylist() == [None]
+
+
+def test_text_travels_only_where_it_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    for number, store in enumerate([{}, {"keep_text": True}]):
+        context = make_context(tmp_path / str(number), tiny, **store)
+        [row] = ReadStage(context)(work_on(context, LINES))
+        assert ("text" in Row.unpack(row).documents.column_names) == bool(store)
+        [written] = run_stages(context, work_on(context, LINES))
+        assert written.record is not None
+        schema = pq.read_schema(pa.BufferReader(context.store_storage.read(written.record.shard.file)))
+        assert ("text" in schema.names) == bool(store)
+
+
+def test_quarantined_text_is_kept_only_where_it_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny, quarantine_text=True)
+    [written] = run_stages(context, work_on(context, LINES))
+    assert written.record is not None
+    assert written.record.quarantine is not None
+    quarantined = pq.read_table(pa.BufferReader(context.store_storage.read(written.record.quarantine.file)))
+    assert quarantined["text"].to_pylist() == ["no json"]
+    shard = pq.read_schema(pa.BufferReader(context.store_storage.read(written.record.shard.file)))
+    assert "text" not in shard.names
+
+
+def test_documents_without_a_vector_are_quarantined_and_the_rest_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Encoder.encode
+
+    def encode(self: Encoder, input_ids: Any) -> EncodedSplit:
+        made = real(self, input_ids)
+        return EncodedSplit(made.vectors, made.num_padded_tokens, invalid=[1], failed={3: "no such luck"})
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    context = make_context(tmp_path, tiny)
+    lines = [{"id": f"d{i}", "text": f"text {i}", "lang": "en"} for i in range(5)]
+    [written] = run_stages(context, work_on(context, lines))
+    record = written.record
+    assert record is not None
+    assert record.quarantine is not None
+    shard = pq.read_table(pa.BufferReader(context.store_storage.read(record.shard.file)))
+    assert shard["doc_id"].to_pylist() == ["d0", "d2", "d4"]
+    quarantined = pq.read_table(pa.BufferReader(context.store_storage.read(record.quarantine.file))).to_pylist()
+    assert [(row["doc_id"], row["stage"], row["reason"]) for row in quarantined] == [
+        ("d1", "encode", "invalid_vector"),
+        ("d3", "encode", "encode_failed"),
+    ]
+    norms = np.linalg.norm(np.array(shard["vector"].to_pylist()), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-3)
+
+
+def test_a_stage_never_raises_reading(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny)
+    batch = work_on(context, LINES)
+    context.input_storage.put("a.jsonl", b'{"id": "z", "text": "rewritten meanwhile"}\n')
+    [written] = run_stages(context, batch)
+    assert (written.report.status, written.report.changed, written.record) == ("failed", True, None)
+
+
+def test_a_stage_never_raises_loading_the_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(tmp_path, tiny)
+    rows = list(ReadStage(context)(work_on(context, LINES)))
+
+    def broken(self: Encoder, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("weights ended early")
+
+    monkeypatch.setattr(Encoder, "__init__", broken)
+    written = Row.unpack(EncodeStage(context, None)(rows[0]))
+    assert written.report.status == "failed"
+    assert "weights ended early" in written.report.error
+
+
+def test_a_stage_never_raises_encoding(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(tmp_path, tiny)
+
+    def broken(self: Encoder, input_ids: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Encoder, "encode", broken)
+    [written] = run_stages(context, work_on(context, LINES))
+    assert (written.report.status, written.record) == ("failed", None)
+    assert "MemoryError" in written.report.error
+
+
+def test_a_stage_never_raises_writing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(tmp_path, tiny)
+    batch = work_on(context, LINES)
+
+    def full(self: Storage, name: str, data: object) -> None:
+        raise StorageFault(f"disk full: {name}")
+
+    monkeypatch.setattr(Storage, "put", full)
+    [written] = run_stages(context, batch)
+    assert (written.report.status, written.report.exit_code) == ("failed", 75)
+    assert "disk full" in written.report.error
+
+
+def test_a_range_that_is_recorded_comes_back_as_a_status_row(tiny: Path, tmp_path: Path) -> None:
+    """Nothing is skipped inside Ray: a generator that yields other rows at its retry loses splits."""
+    context = make_context(tmp_path, tiny)
+    work_on(context, LINES)
+    files = list_input(context.input_storage, None, None, SETTLED)
+    [split], _ = plan_files(context.input_storage, files, context.config.input, context.config.splits)
+    assert split.end is not None
+    done = Work(split, frozenset({(split.begin, split.end)}))
+    [row] = ReadStage(context)(pa.Table.from_pylist([done.to_item()]))
+    assert Row.unpack(row).report.status == "done"
+    written = Written.unpack(WriteStage(context)(EncodeStage(context, None)(row)).to_pylist()[0])
+    assert (written.report.status, written.record) == ("done", None)
+
+
+def test_rows_have_one_schema_each_between_stages_whatever_happened(tiny: Path, tmp_path: Path) -> None:
+    """Ray unifies the schemas of blocks; a failed row must not differ from a good one."""
+    context = make_context(tmp_path, tiny)
+    batch = work_on(context, LINES)
+    [good] = ReadStage(context)(batch)
+    context.input_storage.put("a.jsonl", b"{}\n")
+    [failed] = ReadStage(context)(batch)
+    assert good.schema.equals(failed.schema)
+    encode = EncodeStage(context, None)
+    assert encode(good).schema.equals(encode(failed).schema)

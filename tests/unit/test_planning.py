@@ -1,0 +1,177 @@
+"""What is done is not done again, and what is not done is not taken for it, whatever runs left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Input, SplitBounds
+from pipeline.planning import KnownRecords, carried_files, left_to_do, without
+from pipeline.read import read_split
+from pipeline.snapshots.records import Record
+from pipeline.splits import InputFile, Split, limit_splits, plan_file, split_id
+from pipeline.uris import Storage
+from tests.stores import make_record
+
+LINES = b'{"text": "a"}\n' * 100
+
+
+def _file(uri: str = "a.jsonl", identity: str = "v1", size: int = 1400) -> InputFile:
+    return InputFile(uri, size, identity, "etag")
+
+
+def _record(file: InputFile, begin: int, end: int, *, last: bool = False) -> Record:
+    ids = {"file_id": file.file_id, "split_id": split_id(file.file_id, begin, end), "identity": file.identity}
+    return make_record(file.uri, begin, end, last=last, **ids)
+
+
+def _split(file: InputFile, begin: int, end: int | None, *, last: bool | None = False) -> Split:
+    return Split(file, "jsonl", None if end is not None else "gz", begin, end, last)
+
+
+def _bounds(rows: int, num_bytes: int = 2**26) -> SplitBounds:
+    return SplitBounds.model_validate({"max_rows": rows, "max_bytes": num_bytes})
+
+
+def _ranges(records: list[Record] | None) -> list[tuple[int, int]] | None:
+    return None if records is None else [(record.begin, record.end) for record in records]
+
+
+def test_a_file_that_the_parent_lists_whole_is_carried() -> None:
+    whole, part, gone, anew = _file("a"), _file("b"), _file("c"), _file("d")
+    rows = [(whole, False), (whole, True), (part, False), (gone, True), (anew, True)]
+    parent = pa.table({"file_id": [file.file_id for file, _ in rows], "last": [last for _, last in rows]})
+    files = [whole, part, _file("d", "v2"), _file("e")]
+    carried = carried_files(parent, files)
+    assert carried == {whole.file_id}
+    assert without(files, carried) == files[1:]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "covered"),
+    [
+        ([(100, 200)], [(100, 200)]),
+        ([(100, 130), (130, 200)], [(100, 130), (130, 200)]),
+        ([(100, 130), (100, 150), (130, 170), (150, 200)], [(100, 150), (150, 200)]),
+        ([(0, 100), (100, 150), (150, 200), (200, 300)], [(100, 150), (150, 200)]),
+        ([(100, 150), (151, 200)], None),
+        ([(100, 150), (140, 200)], None),
+        ([(100, 150), (150, 201)], None),
+        ([(99, 200)], None),
+        ([(0, 300)], None),
+        ([], None),
+    ],
+)
+def test_a_range_is_done_when_records_cover_exactly_it(
+    cuts: list[tuple[int, int]], covered: list[tuple[int, int]] | None
+) -> None:
+    file = _file()
+    known = KnownRecords([_record(file, *cut) for cut in cuts])
+    assert _ranges(known.covering(_split(file, 100, 200))) == covered
+    assert len(left_to_do([_split(file, 100, 200)], known)) == (covered is None)
+
+
+def test_the_last_range_is_done_when_a_record_says_that_the_file_ends() -> None:
+    file = _file()
+    for split in (_split(file, 100, 200, last=True), _split(file, 100, None, last=None)):
+        assert KnownRecords([_record(file, 100, 200)]).covering(split) is None
+        known = KnownRecords([_record(file, 100, 150), _record(file, 150, 200, last=True)])
+        assert _ranges(known.covering(split)) == [(100, 150), (150, 200)]
+    # A fault cut this stream short of where an earlier attempt read on: the file ends at either.
+    known = KnownRecords([_record(file, 0, 90, last=True), _record(file, 0, 100)])
+    assert _ranges(known.covering(_split(file, 0, None, last=None))) == [(0, 90)]
+
+
+def test_an_empty_file_is_done_by_its_empty_split() -> None:
+    file = _file(size=0)
+    assert KnownRecords().covering(_split(file, 0, 0, last=True)) is None
+    assert _ranges(KnownRecords([_record(file, 0, 0, last=True)]).covering(_split(file, 0, 0, last=True))) == [(0, 0)]
+
+
+def test_what_is_recorded_of_a_range_goes_along_and_no_more() -> None:
+    """With all of a large file along with each of its splits, planning would cost the square of it."""
+    file, other = _file(), _file("b.jsonl")
+    cuts = [(0, 100), (100, 150), (150, 180), (90, 120), (200, 300)]
+    known = KnownRecords([*(_record(file, *cut) for cut in cuts), _record(other, 100, 120)])
+    [work] = left_to_do([_split(file, 100, 200)], known)
+    assert work.done == {(100, 150), (150, 180)}
+    [work] = left_to_do([_split(file, 100, None, last=None)], known)
+    assert work.done == {(100, 150), (150, 180), (200, 300)}
+
+
+def test_a_file_with_a_new_identity_is_planned_anew() -> None:
+    before, now = _file(identity="v1"), _file(identity="v2")
+    known = KnownRecords([_record(before, 0, 1400, last=True)])
+    assert known.tiling(before) is not None
+    assert known.tiling(now) is None
+    [work] = left_to_do([_split(now, 0, 1400, last=True)], known)
+    assert work.done == frozenset()
+
+
+def _corpus(root: Path) -> tuple[Storage, list[InputFile]]:
+    """A row group over the bound, lines, and lines that are compressed; 100 documents each."""
+    pq.write_table(pa.table({"text": ["a"] * 100}), root / "a.parquet")
+    (root / "b.jsonl").write_bytes(LINES)
+    with pa.output_stream(str(root / "c.jsonl.gz"), compression="gzip") as packed:
+        packed.write(LINES)
+    storage = Storage(str(root))
+    return storage, [InputFile(i.name, i.size, i.identity, i.identity_kind) for i in storage.list()]
+
+
+def _run(storage: Storage, splits: list[Split], bounds: SplitBounds, known: list[Record]) -> tuple[list[Record], int]:
+    """What a run over the planned splits records, beside what is known, and how many of its splits were done."""
+    made, num_done = list(known), 0
+    for work in left_to_do(splits, KnownRecords(known)):
+        for one in read_split(storage, work.split, Input(uri="x"), pa.schema([]), bounds, done=work.done):
+            num_done += one.documents is None
+            if one.documents is not None:
+                assert one.split.end is not None
+                made.append(_record(one.split.file, one.split.begin, one.split.end, last=bool(one.split.last)))
+    return made, num_done
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_run_goes_on_within_a_range_of_which_a_part_is_recorded(tmp_path: Path, kind: int) -> None:
+    storage, files = _corpus(tmp_path)
+    bounds = _bounds(rows=10)
+    planned = plan_file(storage, files[kind], bounds, None, ["text"])
+    assert len(planned) == 1
+    full, _ = _run(storage, planned, bounds, [])
+    assert len(full) == 10
+    kept = [full[i] for i in (0, 1, 4, 9)]
+    again, num_done = _run(storage, planned, bounds, kept)
+    assert num_done == 4
+    assert sorted(record.split_id for record in again) == sorted(record.split_id for record in full)
+    assert left_to_do(planned, KnownRecords(again)) == []
+    assert KnownRecords(again).tiling(files[kind]) is not None
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_what_an_older_cut_left_whole_is_not_done_again(tmp_path: Path, kind: int) -> None:
+    storage, files = _corpus(tmp_path)
+    older, _ = _run(storage, plan_file(storage, files[kind], _bounds(rows=7), None, ["text"]), _bounds(rows=7), [])
+    assert len(older) == 15
+    planned = plan_file(storage, files[kind], _bounds(rows=50), None, ["text"])
+    assert left_to_do(planned, KnownRecords(older)) == []
+    [work] = left_to_do(planned, KnownRecords(older[1:]))
+    assert work.done == {(record.begin, record.end) for record in older[1:]}
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_limit_is_done_once_and_taken_over_by_a_full_run(tmp_path: Path, kind: int) -> None:
+    storage, files = _corpus(tmp_path)
+    bounds = _bounds(rows=10)
+    limited = limit_splits(storage, [files[kind]], bounds, 25, None, ["text"])
+    part, _ = _run(storage, limited, bounds, [])
+    assert len(part) == 3
+    assert left_to_do(limited, KnownRecords(part)) == []
+    assert KnownRecords(part).tiling(files[kind]) is None
+    wider = limit_splits(storage, [files[kind]], bounds, 45, None, ["text"])
+    more, num_done = _run(storage, wider, bounds, part)
+    assert (len(more) - len(part), num_done) == (3, 2)
+    full, num_done = _run(storage, plan_file(storage, files[kind], bounds, None, ["text"]), bounds, more)
+    assert num_done == 4
+    assert KnownRecords(full).tiling(files[kind]) is not None
