@@ -9,15 +9,12 @@ ratios within a run count. What was tried and found is in jobs/benchmark.md.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -29,9 +26,10 @@ import pyarrow.parquet as pq
 
 from jobs.cli import run
 from jobs.evaluate import developer_config
+from jobs.machine import describe_machine, num_cores
 from pipeline.config import Config
 from pipeline.errors import InputError, NotSupportedError, VecmillError
-from pipeline.flow.rows import Work
+from pipeline.flow.rows import SplitReport, Work
 from pipeline.flow.stages import FlowContext
 from pipeline.model import describe_model, fetch_model
 from pipeline.snapshots.lease import new_run_id
@@ -39,11 +37,9 @@ from pipeline.snapshots.reader import open_snapshot
 from pipeline.splits import list_input, plan_files
 from pipeline.uris import Storage
 
-_VERSIONED = ("vecmill", "ray", "torch", "transformers", "sentence-transformers", "pyarrow")
-
 _SHARD_ROWS = 10_000
 
-# Splits of the longer run at the least: with fewer, the start of the pool is not behind it.
+# With fewer splits, the first and the last of them would be too large a part of the whole.
 _MIN_SPLITS = 12
 
 
@@ -78,7 +74,7 @@ def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int) -
 @click.argument("corpus", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[key.path=value ...]")
 @click.option(
-    "--documents", default=20_000, show_default=True, help=f"At least; never fewer than {_MIN_SPLITS} splits."
+    "--documents", default=50_000, show_default=True, help=f"At least; never fewer than {_MIN_SPLITS} splits."
 )
 @click.option("--sizes", default="100,1000,10000", show_default=True, help="Documents a split.")
 @click.option("--rounds", default=3, show_default=True, help="Of each size.")
@@ -86,10 +82,10 @@ def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, 
     """What a split costs beyond its forward, in ms.
 
     The embed flow as it is, read, tokenize, encode, write and record, but with an encoder that takes no time.
-    Two runs, one with three times the splits of the other: the difference in seconds over the difference in
-    splits is what one more split costs once all is running; starting workers and actors cancels out. On
-    a machine with few cores this is an upper bound: beside a GPU most of it happens while the forward runs.
-    Files have a row group a split. Planning and publishing are not in it.
+    All actors are up before the first split is read; from the first split that is done to the last, seconds
+    over splits are what one more split costs, and what starting costs is not in it. On a machine with few
+    cores this is an upper bound: beside a GPU most of it happens while the forward runs. Files have a row
+    group a split. Planning and publishing are not in it.
     """
     asked = parse_sizes(sizes)
     click.echo(describe_machine())
@@ -134,7 +130,7 @@ def _round(config: Config, folder: Path, number: int) -> Round:
     started = time.monotonic()
     outcome = embed(config)
     embedded = time.monotonic()
-    plain_embed(config.input.uri, str(folder / "plain"), config.encoder.model, num_cpus=_num_cores())
+    plain_embed(config.input.uri, str(folder / "plain"), config.encoder.model, num_cpus=num_cores())
     plain = time.monotonic()
     ours = open_snapshot(config.store.uri).dataset().to_table(columns=["doc_id", "vector"])
     cosines = compare(ours, pq.read_table(folder / "plain"))
@@ -197,16 +193,20 @@ class SplitCost:
 
 def _split_cost(config: Config, rounds: int) -> SplitCost:
     context, work = _planned(config)
-    num_short = len(work) // 3
+    _time_flow(context, work[:_MIN_SPLITS])  # worker processes start and import once, then are used again
     rounds_ms, reports = [], []
-    _time_flow(context, work[:num_short])  # worker processes start and import once, then are used again
     for _ in range(rounds):
-        short_s, _ = _time_flow(context, work[:num_short])
-        long_s, found = _time_flow(context, work)
-        rounds_ms.append(round((long_s - short_s) / (len(work) - num_short) * 1e3, 1))
-        reports += found
-    read_ms, write_ms = (statistics.median(seconds) * 1e3 for seconds in zip(*reports, strict=True))
+        done = _time_flow(context, work)
+        rounds_ms.append(ms_a_split([when for when, _ in done]))
+        reports += [report for _, report in done]
+    read_ms = statistics.median(report.read_s for report in reports) * 1e3
+    write_ms = statistics.median(report.write_s for report in reports) * 1e3
     return SplitCost(rounds_ms, read_ms, write_ms)
+
+
+def ms_a_split(done: Sequence[float]) -> float:
+    """What one more split costs, of the seconds at which splits were done."""
+    return round((max(done) - min(done)) / (len(done) - 1) * 1e3, 1)
 
 
 def describe_costs(costs: Mapping[int, SplitCost]) -> str:
@@ -220,21 +220,17 @@ def describe_costs(costs: Mapping[int, SplitCost]) -> str:
     return "\n".join(lines)
 
 
-def _time_flow(context: FlowContext, work: Sequence[Work]) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds of the whole flow, and of each split's read and write."""
-    from pipeline.flow.cluster import connected, plan_pool
-    from pipeline.flow.embed import run_flow
-    from pipeline.flow.peer import InstantEncodeStage
+def _time_flow(context: FlowContext, work: Sequence[Work]) -> list[tuple[float, SplitReport]]:
+    """When each split was done, and its report."""
+    from pipeline.flow.cluster import plan_pool
+    from pipeline.flow.peer import time_instant_flow
 
-    with connected(context.config.cluster) as nodes:
-        pool = plan_pool(context.config.cluster, nodes)
-        started = time.monotonic()
-        reports = [written.report for written in run_flow(context, work, pool, InstantEncodeStage)]
-        seconds = time.monotonic() - started
-    failed = [report.error for report in reports if report.status != "ok"]
-    if failed or len(reports) != len(work):
-        raise VecmillError(f"{len(work)} splits went in, {len(reports)} came out, {len(failed)} failed: {failed[:1]}")
-    return seconds, [(report.read_s, report.write_s) for report in reports]
+    with _connected(context.config) as nodes:
+        done = time_instant_flow(context, work, plan_pool(context.config.cluster, nodes))
+    failed = [report.error for _, report in done if report.status != "ok"]
+    if failed or len(done) != len(work):
+        raise VecmillError(f"{len(work)} splits went in, {len(done)} came out, {len(failed)} failed: {failed[:1]}")
+    return done
 
 
 def _planned(config: Config) -> tuple[FlowContext, list[Work]]:
@@ -295,26 +291,6 @@ def parse_sizes(text: str) -> list[int]:
     if not sizes or min(sizes) < 1:
         raise click.BadParameter(f"sizes are numbers of documents, such as 100,1000: {text}")
     return sizes
-
-
-def describe_machine() -> str:
-    """CPU, cores, load and versions on two lines."""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONED)
-    return f"{_cpu_model()}, {_num_cores()} cores, load {load}\nPython {platform.python_version()}, {versions}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []  # not Linux
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def main(
     as_json: bool,
 ) -> None:
     """Show the documents of the current snapshot that are nearest to each query; score is the cosine."""
-    queries = {str(number): text for number, text in enumerate(texts)} | (_read_queries(file) if file else {})
+    if texts and file:
+        raise click.UsageError("give --query or --queries, not both")
+    queries = _read_queries(file) if file else {str(number): text for number, text in enumerate(texts)}
     if not queries:
         raise click.UsageError("no query; give --query TEXT or --queries FILE")
     if k < 1:

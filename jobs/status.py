@@ -17,14 +17,16 @@ def open_target(target: str, overrides: tuple[str, ...]) -> Snapshot:
     if is_config(target):
         store = load_config(target, overrides).store
         return open_snapshot(store.uri, store.storage_options)
+    if not target:
+        raise click.UsageError("CONFIG|STORE is empty")
     if overrides:
         raise click.UsageError(f"overrides go with a config file, {target} is a store: {' '.join(overrides)}")
     return open_snapshot(target)
 
 
 def is_config(target: str) -> bool:
-    """Whether a CONFIG|STORE argument names a config file."""
-    return Path(target).suffix in (".yaml", ".yml")
+    """Whether a CONFIG|STORE argument names a config file: a store is a folder or a prefix."""
+    return Path(target).suffix in (".yaml", ".yml") or Path(target).is_file()
 
 
 @click.command(name="status")

@@ -34,7 +34,7 @@ class _Section(BaseModel):
 class Input(_Section):
     """What is read."""
 
-    uri: str
+    uri: str = Field(min_length=1)
     """A folder, an object-storage prefix, or one file."""
     format: Literal["parquet", "jsonl", "csv", "tsv", "text", "lines"] | None = None
     """None: by suffix."""
@@ -65,7 +65,9 @@ class Input(_Section):
         if not self.text_columns:
             raise ConfigError(f"input.text: {self.text!r} names no column; write it as '{{title}} {{body}}'")
         for name in self.text_columns:
-            if not name or "." in name or not name.strip():
+            if not name.strip():
+                raise ConfigError(f"input.text: {self.text!r} has empty braces; name a column in them")
+            if "." in name:
                 raise NotSupportedError(f"nested columns in input.text: {{{name}}}")
         for name in self.keep:
             if name in RESERVED_COLUMNS:
@@ -85,7 +87,7 @@ class Input(_Section):
 class Store(_Section):
     """Where snapshots go, and as what."""
 
-    uri: str
+    uri: str = Field(min_length=1)
     dtype: Literal["float16", "float32"] = "float16"
     keep_text: bool = False
     quarantine_text: bool = False
@@ -117,6 +119,12 @@ class EncoderSettings(_Section):
     token_budget: Literal["auto"] | int = "auto"
     """Most padded tokens (B x L) in one forward pass."""
     trust_remote_code: bool = False
+
+    @field_validator("model")
+    @classmethod
+    def _folders_are_absolute(cls, value: str) -> str:
+        # The manifest tells it, and whoever searches may stand elsewhere.
+        return str(Path(value).resolve()) if Path(value).is_dir() else value
 
     @model_validator(mode="after")
     def _supported(self) -> EncoderSettings:
@@ -219,6 +227,7 @@ class Config(_Section):
             if value[section]["storage_options"]:
                 value[section]["storage_options"] = dict.fromkeys(value[section]["storage_options"], "***")
             value[section]["uri"] = redact_uri(value[section]["uri"])
+        value["encoder"]["model"] = redact_uri(value["encoder"]["model"])
         return value
 
     def shard_fingerprint(self, keep_types: Mapping[str, str]) -> str:
@@ -260,7 +269,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config cannot be read: {path}: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"config is not YAML: {path}: {' '.join(str(error).split())}") from None
+        # Not the error's own text: it quotes the line, which may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(
+            f"config is not YAML: {path}{where}: {getattr(error, 'problem', None) or 'unreadable'}"
+        ) from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"config must be a mapping of sections (input, store, ...): {path} holds {type(raw).__name__}"
@@ -278,18 +292,22 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(e) for e in error.errors())) from None
+        # A union reports each of its members: one sentence a key.
+        sentences = {_dotted(each["loc"]): _sentence(each) for each in reversed(error.errors())}
+        raise ConfigError("; ".join(reversed(sentences.values()))) from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
+    before, is_secret, _ = override.partition("storage_options")
+    shown = f"{before}storage_options...=***" if is_secret else redact_uri(override)
     if not equals or not dotted:
-        raise ConfigError(f"override must be key.path=value: {override}")
+        raise ConfigError(f"override must be key.path=value: {shown}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         if dotted != "input.text":
-            raise ConfigError(f"override's value is not YAML: {override}; quote it") from None
+            raise ConfigError(f"override's value is not YAML: {shown}; quote it") from None
         value = None
     if dotted == "input.text" and not isinstance(value, str):
         value = text  # a template that was not quoted: its braces are a mapping to YAML, or nothing at all
@@ -299,7 +317,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if target.get(section) is None:
             target[section] = {}
         if not isinstance(target[section], dict):
-            raise ConfigError(f"override goes through {section}, which is a value, not a section: {override}")
+            raise ConfigError(f"override goes through {section}, which is a value, not a section: {shown}")
         target = target[section]
     target[key] = value
 
@@ -320,10 +338,39 @@ def _unknown_keys(raw: Mapping[str, Any], model: type[BaseModel], prefix: str = 
                     yield from _unknown_keys(value, inner, f"{prefix}{key}.")
 
 
+# What pydantic's messages say of its own types, in words of the config.
+_EXPECTED = {
+    "model_type": "must be a section, a mapping of keys",
+    "tuple_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a mapping",
+}
+_UNIONS = {
+    "cluster.encoders": "must be auto, a number, or {min: ..., max: ...}",
+    "splits.max_rows": "must be auto or a number",
+    "encoder.token_budget": "must be auto or a number",
+    "index.nlist": "must be auto or a number",
+}
+
+
+def _dotted(loc: Sequence[Any]) -> str:
+    """The config key of an error, without the members of unions that pydantic names behind it."""
+    names: list[str] = []
+    model: Any = Config
+    for part in loc:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        if field is None:
+            break
+        names.append(str(part))
+        inner = (field.annotation, *get_args(field.annotation))
+        model = next((each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return ".".join(names) or ".".join(str(part) for part in loc)
+
+
 def _sentence(error: Any) -> str:
-    dotted = ".".join(str(part) for part in error["loc"])
+    dotted = _dotted(error["loc"])
     if error["type"] == "missing":
-        return f"config key missing: {dotted}"
+        return f"config key missing: {dotted}; configs/local.yaml shows where it goes"
     value = error.get("input")
     shown = "***" if "storage_options" in dotted else repr(value) if not isinstance(value, Mapping) else "a mapping"
-    return f"{dotted}: {error['msg'].lower()}, got {shown}"
+    expected = _UNIONS.get(dotted) or _EXPECTED.get(error["type"]) or error["msg"].lower()
+    return f"{dotted}: {expected}, got {shown}"

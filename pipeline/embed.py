@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, latest, read_table
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Record
-from pipeline.snapshots.store import open_store
+from pipeline.snapshots.store import check_store, open_store
 from pipeline.splits import InputFile, Split, check_columns, columns_read, limit_splits, list_input, plan_files
 from pipeline.uris import Storage, split_input_uri
 from pipeline.write import MAX_PAGE_BYTES
@@ -104,11 +104,19 @@ def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> di
         corpus = _find_corpus(config)
         model = _find_model(config)
         store = Storage(config.store.uri, config.store.storage_options)
-        open_store(store, corpus.root, create=True)
+        check_store(store, corpus.root)
         run_id = new_run_id()
+        run = _Run(config, limit, run_id, corpus, model, store, latest(store), quiet)
+        plan = run.plan(corpus.files)
+        # All that a config can get wrong has shown itself: only now is the store claimed for this corpus.
+        open_store(store, corpus.root, create=True)
         with Lease(store, run_id) as lease:
-            # The parent is read under the lease: what is current now is what this run builds on.
-            outcome = _Run(config, limit, run_id, corpus, model, store, latest(store), lease, quiet).to_end()
+            # What is current under the lease is what this run builds on.
+            parent = latest(store)
+            if parent != run.parent:
+                run = replace(run, parent=parent)
+                plan = run.plan(corpus.files)
+            outcome = run.to_end(plan, lease)
     return outcome | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -144,27 +152,24 @@ class _Run:
     model: ModelDescription
     store: Storage
     parent: Manifest | None
-    lease: Lease
     quiet: bool
 
     @property
     def encoder_fp(self) -> str:
         return self.model.fingerprint(self.config.input.text)
 
-    def to_end(self) -> dict[str, Any]:
-        """Plan, flow, publish; plans again where a file was rewritten in between."""
-        self._check_parent()
-        files = self.corpus.files
+    def to_end(self, plan: Plan, lease: Lease) -> dict[str, Any]:
+        """Flow and publish; plans again where a file was rewritten in between."""
         figures: dict[str, Any] = {}
         for _ in range(_MAX_PLANS):
-            plan = self._plan(files)
             if not plan.work:
                 if self.parent is not None and self._is_current(plan, self.parent):
-                    return self._outcome(self.parent, published=False)
+                    return self._unchanged(self.parent)
                 self._refuse(plan)
                 return self._outcome(self._publish(plan), published=True) | figures
-            drive = self._flow(plan)
-            figures, files = drive.figures, self._listed_again(files, drive.changed_uris)
+            drive = self._flow(plan, lease)
+            figures = drive.figures
+            plan = self.plan(self._listed_again(plan.files, drive.changed_uris))
         raise StorageFault(
             f"input files were rewritten while they were read, {_MAX_PLANS} times in a row; "
             f"run again once {self.corpus.root} rests"
@@ -185,8 +190,13 @@ class _Run:
                 "by a part of it; give another store.uri"
             )
 
-    def _plan(self, files: list[InputFile]) -> Plan:
-        """What is carried, what is recorded, what is left; a file that is carried is not opened."""
+    def plan(self, files: list[InputFile]) -> Plan:
+        """What is carried, what is recorded, what is left; a file that is carried is not opened.
+
+        Raises:
+            UsageError: the config does not go with the files, or with the snapshot that is there.
+        """
+        self._check_parent()
         config, source = self.config, self.corpus.source
         parent_keep = self._parent_keep()
         carried: frozenset[str] = frozenset()
@@ -207,7 +217,7 @@ class _Run:
             keep = pa.schema([])
         shard_fp = config.shard_fingerprint(_type_names(keep))
         open_files = without(files, carried)
-        known = KnownRecords(load_records(self.store, self.encoder_fp, shard_fp, self._victims()) if open_files else ())
+        known = self._known(shard_fp) if open_files else KnownRecords()
         if self.limit is not None:
             work = left_to_do(planned or (), known)
             recorded = [record for split in planned or () for record in known.covering(split) or ()]
@@ -235,10 +245,15 @@ class _Run:
             return SPLITS_SCHEMA.empty_table()
         return read_table(self.store, self.parent.splits, SPLITS_SCHEMA)
 
+    def _known(self, shard_fp: str) -> KnownRecords:
+        records = load_records(self.store, self.encoder_fp, shard_fp, self._victims())
+        attempts = {} if self.parent is None else Snapshot(self.store, self.parent).attempts()
+        return KnownRecords(records, attempts)
+
     def _victims(self) -> frozenset[str]:
         return frozenset((self.parent.victims if self.parent else None) or ())
 
-    def _flow(self, plan: Plan) -> Drive:
+    def _flow(self, plan: Plan, lease: Lease) -> Drive:
         """Run the work that is left on Ray."""
         from pipeline.flow.drive import drive_flow  # Ray is slow to import, and often not needed
 
@@ -254,7 +269,7 @@ class _Run:
             environment=storage_environment(),
         )
         log.info("%d splits of %d files to do; starting Ray", len(plan.work), len(plan.files))
-        return drive_flow(context, plan.work, self.lease.update, quiet=self.quiet)
+        return drive_flow(context, plan.work, lease.update, quiet=self.quiet)
 
     def _listed_again(self, files: list[InputFile], changed: set[str]) -> list[InputFile]:
         """The files, with those that changed as they are now; only those, so that a busy input comes to an end."""
@@ -281,7 +296,7 @@ class _Run:
         limits = self.config.limits
         refuse_over_limits(limits, plan.recorded, self._carried_splits(plan))
         if self.parent is not None and self.parent.limit is None:
-            refuse_deletions(limits, self._parent_splits(), [file.uri for file in plan.files])
+            refuse_deletions(limits, self._parent_splits(), plan.recorded, self._carried_splits(plan))
 
     def _carried_splits(self, plan: Plan) -> pa.Table:
         splits = self._parent_splits()
@@ -310,6 +325,11 @@ class _Run:
                 limit=self.limit,
             ),
         )
+
+    def _unchanged(self, parent: Manifest) -> dict[str, Any]:
+        """The outcome of a run that did nothing: whatever there is was there before."""
+        outcome = self._outcome(parent, published=False)
+        return outcome | {"embedded": 0, "reused": outcome["embedded"] + outcome["reused"], "deleted": 0}
 
     def _outcome(self, manifest: Manifest, *, published: bool) -> dict[str, Any]:
         return {

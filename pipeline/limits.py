@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Limits
 from pipeline.errors import LimitError
+from pipeline.snapshots.accounting import deleted_by_uri, documents_by_uri
 from pipeline.snapshots.records import Record
 
 # Under this many quarantined documents no ratio refuses: a small corpus would be refused for one.
@@ -46,20 +47,25 @@ def refuse_over_limits(limits: Limits, records: Sequence[Record], carried_splits
         )
 
 
-def refuse_deletions(limits: Limits, parent_splits: pa.Table, file_uris: Iterable[str]) -> None:
-    """Refuse a snapshot in which too many of the parent's documents are gone, by the files that are gone.
+def refuse_deletions(
+    limits: Limits, parent_splits: pa.Table, records: Iterable[Record], carried_splits: pa.Table
+) -> None:
+    """Refuse a snapshot in which too many of the parent's documents are gone: with their files, or out of them.
 
     Raises:
         LimitError: over `max_deleted_ratio`.
     """
-    there = pa.array(file_uris, pa.string())
-    gone = parent_splits.filter(pc.invert(pc.is_in(parent_splits["file_uri"], there)))
-    num_gone, num_before = _total(gone, "num_documents"), _total(parent_splits, "num_documents")
+    now = Counter(documents_by_uri(carried_splits))
+    for record in records:
+        now[record.file_uri] += record.num_documents
+    gone = deleted_by_uri(documents_by_uri(parent_splits), now)
+    num_gone, num_before = sum(gone.values()), _total(parent_splits, "num_documents")
     ratio = num_gone / max(1, num_before)
     if ratio > limits.max_deleted_ratio:
         raise LimitError(
-            f"{num_gone} of {num_before} documents would disappear ({ratio:.2%}) with files such as "
-            f"{gone['file_uri'][0]}, limits.max_deleted_ratio is {limits.max_deleted_ratio:.2%}; {_KEPT}: "
+            f"{num_gone} of {num_before} documents would disappear ({ratio:.2%}), most of them from "
+            f"{max(gone, key=lambda uri: gone[uri])}, limits.max_deleted_ratio is "
+            f"{limits.max_deleted_ratio:.2%}; {_KEPT}: "
             f"bring the files back, {_AGAIN}"
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +20,10 @@ from pipeline.splits import InputFile, Split
 
 
 class KnownRecords:
-    """The records of one encoder and shard fingerprint, by file."""
+    """The records of one encoder and shard fingerprint, by file; an attempt that the parent lists wins."""
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record] = (), parent_attempts: Mapping[str, str] | None = None) -> None:
+        self._parent_attempts = parent_attempts or {}
         by_file: defaultdict[str, list[Record]] = defaultdict(list)
         for record in records:
             by_file[record.file_id].append(record)
@@ -31,12 +32,14 @@ class KnownRecords:
 
     def tiling(self, file: InputFile) -> list[Record] | None:
         """Records that cover the file as it is now, without gap or overlap; None if there are none such."""
-        return tile(self._by_file.get(file.file_id, []))
+        return tile(self._by_file.get(file.file_id, []), self._parent_attempts)
 
     def covering(self, split: Split) -> list[Record] | None:
         """Records that cover exactly the range of a planned split, under whatever cut; None if there are none such."""
         # The file's last range is covered only by records up to one that says so.
-        return tile(self._within(split), begin=split.begin, end=None if split.last else split.end)
+        return tile(
+            self._within(split), self._parent_attempts, begin=split.begin, end=None if split.last else split.end
+        )
 
     def ranges(self, split: Split) -> frozenset[tuple[int, int]]:
         """What is recorded of the range of a planned split."""

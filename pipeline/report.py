@@ -7,6 +7,7 @@ Both on stderr: stdout carries the answer.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,57 +16,65 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+_REDRAW_EVERY_S = 0.5
 
 
 class Progress:
-    """Counts what comes out of the flow and shows it.
+    """Counts what comes out of the flow, and shows it from a thread of its own: also while a split is long.
 
     Args:
         num_splits: splits planned; grows when a range turns out to hold several.
+        num_bytes: their size, estimated for compressed files; what the time left is told by.
         num_encoders: encoders in the pool, for the share of them that is busy.
     """
 
-    def __init__(self, num_splits: int, num_encoders: int, stream: TextIO | None = None) -> None:
+    def __init__(self, num_splits: int, num_bytes: int, num_encoders: int, stream: TextIO | None = None) -> None:
         self.num_splits = num_splits
+        self.num_bytes = num_bytes
         self.num_encoders = num_encoders
         self.num_done = 0
+        self.num_bytes_done = 0
         self.num_documents = 0
         self.num_tokens = 0
         self.num_padded_tokens = 0
         self.encode_s = 0.0
         self._stream = stream or sys.stderr
-        self._is_terminal = self._stream.isatty()
-        self._started = self._printed = time.monotonic()
-        self._bar = tqdm(
-            total=num_splits, file=self._stream, disable=not self._is_terminal, bar_format="{desc}", leave=False
-        )
+        is_terminal = self._stream.isatty()
+        self._every_s = _REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S
+        self._started = time.monotonic()
+        self._bar = tqdm(total=num_splits, file=self._stream, disable=not is_terminal, bar_format="{desc}", leave=False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="vecmill-progress", daemon=True)
 
     def __enter__(self) -> Progress:
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop.set()
+        self._thread.join()
         self._bar.close()
 
-    def add(self, *, documents: int, tokens: int, padded_tokens: int, encode_s: float, more_splits: int = 0) -> None:
+    def add(
+        self, *, num_bytes: int, documents: int = 0, tokens: int = 0, padded_tokens: int = 0, encode_s: float = 0
+    ) -> None:
         """One split is done."""
         self.num_done += 1
-        self.num_splits = max(self.num_splits + more_splits, self.num_done)
+        self.num_splits = max(self.num_splits, self.num_done)
+        self.num_bytes_done += num_bytes
         self.num_documents += documents
         self.num_tokens += tokens
         self.num_padded_tokens += padded_tokens
         self.encode_s += encode_s
-        self.show()
 
-    def show(self) -> None:
-        """Show the line if it is time."""
-        now = time.monotonic()
-        if self._is_terminal:
-            self._bar.set_description_str(self.line())
-        elif now - self._printed >= _LINE_EVERY_S:
-            self._printed = now
-            print(self.line(), file=self._stream, flush=True)
+    def _show(self) -> None:
+        while not self._stop.wait(self._every_s):
+            if self._bar.disable:
+                print(self.line(), file=self._stream, flush=True)
+            else:
+                self._bar.set_description_str(self.line())
 
     @property
     def seconds(self) -> float:
@@ -90,8 +99,9 @@ class Progress:
         """The progress as one line for a person."""
         figures = self.figures()
         left = "?"
-        if self.num_done:
-            left = tqdm.format_interval(self.seconds / self.num_done * (self.num_splits - self.num_done))
+        if self.num_bytes_done:
+            bytes_left = max(0, self.num_bytes - self.num_bytes_done)
+            left = tqdm.format_interval(self.seconds / self.num_bytes_done * bytes_left)
         return (
             f"splits {self.num_done}/{self.num_splits} · {figures['documents_per_s']:,.0f} documents/s · "
             f"{figures['tokens_per_s']:,} tokens/s · "

@@ -66,10 +66,11 @@ def shard_bytes(embeddings: pa.Table, schema: pa.Schema) -> ShardBytes:
     return ShardBytes(data, table.num_rows, _vector_begin(data, schema, table.num_rows))
 
 
-def quarantine_bytes(rows: pa.Table) -> pa.Buffer:
-    """A quarantine file of `rows` (QUARANTINE_SCHEMA)."""
+def quarantine_bytes(rows: pa.Table, *, with_text: bool) -> pa.Buffer:
+    """A quarantine file of `rows` (QUARANTINE_SCHEMA); without the text column unless it is wanted."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.cast(QUARANTINE_SCHEMA), sink, compression=_COMPRESSION)
+    typed = rows.cast(QUARANTINE_SCHEMA)
+    pq.write_table(typed if with_text else typed.drop_columns("text"), sink, compression=_COMPRESSION)
     return sink.getvalue()
 
 

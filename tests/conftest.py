@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -78,6 +79,7 @@ def s3_gateway() -> Iterator[tuple[_Gateway, str]]:
     assert werkzeug_server is not None
     gateway = _Gateway(werkzeug_server.app)
     werkzeug_server.app = gateway
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line a request, wherever a test fails
     yield gateway, f"http://{host}:{port}"
     server.stop()
 

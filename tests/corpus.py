@@ -120,7 +120,7 @@ def run_command(*args: str) -> Ran:
             code = exit_code(vecmill, args)
     finally:
         root.removeHandler(handler)
-    print(err.getvalue(), file=sys.stderr)  # pytest shows it if the test fails
+    sys.stderr.write(err.getvalue())  # pytest shows it if the test fails
     return Ran(code, out.getvalue(), err.getvalue())
 
 

@@ -57,7 +57,7 @@ def drive_flow(
                 f"a local store on a cluster of {len(nodes)} nodes: {store.uri}; give a store.uri on object storage"
             )
         pool = plan_pool(cluster, nodes)
-        with Progress(len(work), pool.max_size) as progress:
+        with Progress(len(work), sum(item.split.num_bytes for item in work), pool.max_size) as progress:
             try:
                 for written in run_flow(context, work, pool):
                     _take(written, drive, journal, progress)
@@ -78,6 +78,7 @@ def _take(written: Written, drive: Drive, journal: Journal, progress: Progress) 
     if record is not None:
         journal.add(record)
         progress.add(
+            num_bytes=written.split.num_bytes,
             documents=record.num_documents,
             tokens=record.num_tokens,
             padded_tokens=record.num_padded_tokens,
@@ -89,7 +90,7 @@ def _take(written: Written, drive: Drive, journal: Journal, progress: Progress) 
         log.warning("a split failed: %s", report.error)
         drive.failed.append(report)
     else:
-        progress.add(documents=0, tokens=0, padded_tokens=0, encode_s=0.0)
+        progress.add(num_bytes=written.split.num_bytes)
 
 
 def _failure(failed: Sequence[SplitReport]) -> VecmillError:
@@ -97,6 +98,6 @@ def _failure(failed: Sequence[SplitReport]) -> VecmillError:
     first = failed[0]
     kind = {75: EnvironmentFault, 2: UsageError}.get(first.exit_code, VecmillError)
     return kind(
-        f"{len(failed)} splits failed, the first: {first.error}; what is done is kept, "
-        "run the same command again to go on"
+        f"{len(failed)} splits failed and nothing was published; the first: {first.error} "
+        "(what is done is kept: the same command goes on)"
     )

@@ -6,7 +6,9 @@ store, no resume, no quarantine; a list of documents in, Parquet out.
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,6 +17,9 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from pipeline.flow.cluster import PoolPlan
+from pipeline.flow.embed import run_flow
+from pipeline.flow.rows import SplitReport, Work
 from pipeline.flow.stages import EncodeStage, FlowContext
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 # A sensible guess of a careful user: large enough that `encode` can sort by length, small enough to stream.
 _BATCH_ROWS = 1_000
+
+_POOL_START_S = 600
 
 
 class PlainEncoder:
@@ -63,6 +70,15 @@ def plain_embed(corpus: str, out: str, model: str, *, num_cpus: int) -> None:
             num_cpus=num_cpus,
         )
         embedded.write_parquet(out)
+
+
+def time_instant_flow(context: FlowContext, work: Sequence[Work], pool: PoolPlan) -> list[tuple[float, SplitReport]]:
+    """Run the embed flow with an encoder that takes no time; when each split was done (monotonic), and its report."""
+    with DataContext.current(DataContext()):
+        # Else the readers run ahead while the actors start, and what is timed after is not their pace.
+        DataContext.get_current().wait_for_min_actors_s = _POOL_START_S
+        flow = run_flow(context, work, pool, InstantEncodeStage)
+        return [(time.monotonic(), written.report) for written in flow]
 
 
 class InstantEncodeStage(EncodeStage):

@@ -86,8 +86,8 @@ class FlowContext:
 
 
 def storage_environment() -> dict[str, str]:
-    """The AWS_* settings of this process, for the workers of other nodes."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    """What this process's environment says of object storage and the model hub, for the workers of other nodes."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HF_"))}
 
 
 class ReadStage:
@@ -241,7 +241,9 @@ class WriteStage:
         started = time.monotonic()
         schema = embedding_schema(context.model.dim, store.dtype, context.keep, keep_text=store.keep_text)
         shard = shard_bytes(row.documents, schema)
-        quarantine = quarantine_bytes(row.quarantine) if row.quarantine.num_rows else None
+        quarantine = (
+            quarantine_bytes(row.quarantine, with_text=store.quarantine_text) if row.quarantine.num_rows else None
+        )
         ids = (context.encoder_fp, context.shard_fp, split.split_id, new_attempt())
         if split.end is None or split.last is None:
             raise VecmillError(f"a split of {split.file.uri} reached the writer without its end. This is a bug.")

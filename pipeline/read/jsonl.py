@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SplitBounds
+from pipeline.errors import VecmillError
 from pipeline.read.columns import ids_of_json, kept_of_json, text_of_json
 from pipeline.read.documents import (
     Fault,
@@ -138,16 +139,27 @@ def _pieces(storage: Storage, split: Split, bounds: SplitBounds) -> Iterator[_Pi
     # What a decoder asks for comes in small reads.
     with open_source(storage, split.file, buffered=split.compression is not None) as source:
         try:
-            for line in _lines(*_opened(source, split), split.end):
+            reader, offset = _opened(source, split)
+            for line in _lines(reader, offset, split.end):
+                if line.offset != offset:
+                    raise _gap(split, offset)
+                offset += line.num_bytes
                 if not piece.fits(line, split, bounds):
                     yield piece
                     piece = _Piece(line.offset, line.offset)
                 piece.add(line)
+            if reader.peek(1) if split.end is None else offset < split.end:
+                raise _gap(split, offset)
             piece.last = split.end is None or split.last
             piece.end = piece.end if split.end is None else split.end
         except UndecodableError as error:
             piece.error, piece.last = str(error), True
     yield piece  # only now: on leaving, the file was seen to be unchanged
+
+
+def _gap(split: Split, offset: int) -> VecmillError:
+    # The count of newlines speaks of the bytes that were cut into lines; this proves that those are all.
+    return VecmillError(f"{split.file.uri} was not read without a gap: one begins at byte {offset}. This is a bug.")
 
 
 def _opened(source: Source, split: Split) -> tuple[io.BufferedReader, int]:

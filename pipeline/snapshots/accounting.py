@@ -7,7 +7,7 @@ Whatever does not hold here is a fault of Vecmill, and ends the run with nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,11 +151,16 @@ def _num_deleted(books: Books) -> int:
 
     Documents replaced one for one within a file are not seen here; telling them takes their ids.
     """
-    before, now = _documents_by_uri(books.parent_splits), _documents_by_uri(books.splits)
-    return sum(max(0, num - now.get(uri, 0)) for uri, num in before.items())
+    return sum(deleted_by_uri(documents_by_uri(books.parent_splits), documents_by_uri(books.splits)).values())
 
 
-def _documents_by_uri(splits: pa.Table) -> dict[str, int]:
+def deleted_by_uri(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """How many documents fewer each file has; files without a loss are left out."""
+    return {uri: num - now.get(uri, 0) for uri, num in before.items() if num > now.get(uri, 0)}
+
+
+def documents_by_uri(splits: pa.Table) -> dict[str, int]:
+    """Documents of each input file (SPLITS_SCHEMA)."""
     counts = splits.group_by("file_uri").aggregate([("num_documents", "sum")])
     return dict(zip(counts["file_uri"].to_pylist(), counts["num_documents_sum"].to_pylist(), strict=True))
 

@@ -31,6 +31,23 @@ class StoreIdentity(BaseModel):
     created_at: str
 
 
+def check_store(storage: Storage, input_root: str) -> None:
+    """What `open_store` would refuse, without making a store.
+
+    Raises:
+        StoreError: as `open_store`.
+    """
+    storage.check_store()
+    _refuse_nesting(storage.uri, redact_uri(input_root))
+    if _read(storage) is not None:
+        open_store(storage, input_root, create=False)
+        return
+    try:
+        storage.list("snapshots")
+    except FileNotFoundError as error:
+        raise _unmakeable(storage, error) from None
+
+
 def open_store(storage: Storage, input_root: str | None, *, create: bool) -> StoreIdentity:
     """The identity of the store, made if `create` and there is none.
 
@@ -59,6 +76,11 @@ def open_store(storage: Storage, input_root: str | None, *, create: bool) -> Sto
     return identity
 
 
+def _unmakeable(storage: Storage, error: FileNotFoundError) -> StoreError:
+    what = "folder" if storage.is_local else "bucket"
+    return StoreError(f"{error}; make the {what}, or give another store.uri")
+
+
 def _create(storage: Storage, root: str) -> StoreIdentity:
     created_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     identity = StoreIdentity(store_id=secrets.token_hex(16), input_root=root, created_at=created_at)
@@ -68,7 +90,7 @@ def _create(storage: Storage, root: str) -> StoreIdentity:
     except StorageFault as error:
         fault = error  # the put may have gone through all the same
     except FileNotFoundError as error:
-        raise StoreError(f"{error}; make the bucket, or give another store.uri") from None
+        raise _unmakeable(storage, error) from None
     # Ours or another's that came first: what lies there now is the store's identity.
     found = _read(storage)
     if found is None:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.config import redact_uri
-from pipeline.errors import NotSupportedError, StoreError
+from pipeline.errors import NotSupportedError, StoreError, UsageError
 from pipeline.uris._local import LocalFolder
 from pipeline.uris._objects import ObjectInfo, changed
 
@@ -58,6 +58,7 @@ class Storage:
 
     Raises:
         NotSupportedError: another scheme.
+        UsageError: credentials in the URI.
     """
 
     def __init__(self, uri: str, options: Mapping[str, Any] | None = None) -> None:
@@ -216,4 +217,6 @@ def _normalize(uri: str) -> str:
         return str(Path(os.path.abspath(os.path.expanduser(path))))
     if scheme not in ("s3", "s3a"):
         raise NotSupportedError(f"storage on {scheme}:// ({redact_uri(uri)}); local folders and s3:// are")
+    if redact_uri(uri) != uri:  # messages name URIs, and nothing would read the credentials in one
+        raise UsageError(f"credentials in a URI: {redact_uri(uri)}; give them as storage_options, beside the uri")
     return f"s3://{rest.strip('/')}"

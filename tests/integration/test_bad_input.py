@@ -369,6 +369,32 @@ def test_an_endpoint_that_nobody_answers(s3_job: Job, s3: Any) -> None:
         refused(s3_job.embed(), 75, "cannot be reached", "endpoint_url", "again")
 
 
+SECRETIVE = [
+    "input.uri=s3://key:planted@bucket/in",
+    "input.uri=s3://key:plan/planted@bucket/in",
+    "store.uri=s3://key:planted@bucket/store",
+    "store.uri=gs://key:planted@bucket/store",
+    "encoder.model=s3://key:planted@bucket/model",
+    "encoder.model=gs://key:planted@bucket/model",
+    "input.storage_options.secret=@planted",
+    "input.storage_options=planted",
+    "input.storage_options=[planted]",
+    "store.storage_options.secret.more=planted",
+    "store.storage_options.secret:planted",
+]
+
+
+@pytest.mark.usefixtures("no_flow")
+@pytest.mark.parametrize("override", SECRETIVE)
+def test_a_refusal_shows_no_secret(job: Job, override: str) -> None:
+    """Where a secret stands in the wrong place, or is not YAML, it is not repeated."""
+    job.config["store"]["storage_options"] = {"secret": "planted"}
+    ran = job.embed(override)
+    assert (ran.code, ran.out) != (0, "")
+    assert "planted" not in ran.err
+    assert "Traceback" not in ran.err
+
+
 # -- data: rows and files that cannot be embedded ------------------------------
 
 GOOD = make_rows(30)
@@ -413,7 +439,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, tiny_model: Path, kind: str)
 BAD_ROWS: list[tuple[bytes, str | None]] = [
     (b'{"id": "null", "title": null, "body": null}', None),  # the template's own ". " is left
     (b'{"id": "nul", "title": "a\\u0000b", "body": "c"}', None),
-    (b'{"id": "long", "title": "the", "body": "%s"}' % (b"river " * 1_750_000), None),
+    (b'{"id": "long", "title": "the", "body": "%s"}' % (b"river " * 99 + b"x" * 10_000_000), None),
     (b'{"id": "utf8", "title": "caf\xe9", "body": ""}', "invalid_utf8"),
     (b'{"id": "surrogate", "title": "\\ud800", "body": ""}', "invalid_utf8"),
     (b'{"id": "torn", "title": "x', "invalid_json"),

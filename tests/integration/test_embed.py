@@ -143,7 +143,7 @@ def test_other_engines_open_the_files_of_status(name: str, request: pytest.Fixtu
     assert frame["doc_id"].to_list() == ids
     np.testing.assert_array_equal(np.array(frame["vector"].to_list(), np.float32), vectors_of(job))
     rows = duckdb.execute("SELECT doc_id, vector FROM read_parquet(?)", [files]).fetchall()
-    found = {doc_id: vector for doc_id, vector in rows}
+    found = dict(rows)
     assert len(rows) == len(found) == 140
     np.testing.assert_array_equal(np.array([found[doc_id] for doc_id in ids], np.float32), vectors_of(job))
 
@@ -275,9 +275,10 @@ def test_on_s3(s3: Any, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.Mo
     assert gets == [], "the driver has its own records from the flow"
     assert job.doc_ids() == [row["id"] for row in rows]
 
-    ran = run_command("search", job.config_path, "--query", texts_of(rows)[85], "--json", "-k", "1")
+    ran = run_command("search", job.config_path, "--query", texts_of(rows)[85], "--json", "-k", "3")
     shown.extend([ran.out, ran.err])
-    assert '"doc_id": "d85"' in ran.out, ran.err
+    assert (ran.code, len(ran.out.splitlines())) == (0, 3), ran.err
+    assert '"doc_id": "d85"' in ran.out  # not always first: this model is random, and cuts texts at 48 tokens
 
     wrong = {**options, "endpoint_url": "http://127.0.0.1:9"}
     job.config["store"]["storage_options"] = wrong
@@ -298,7 +299,8 @@ def assert_no_secret(job: Job, shown: list[str]) -> None:
             parquet = pq.ParquetFile(pa.BufferReader(data))
             data += repr([parquet.read().to_pylist(), parquet.metadata.metadata]).encode()
         texts[info.name] = data
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path())
     texts |= {str(path): path.read_bytes() for path in logs.rglob("*") if path.is_file()}
     assert len(texts) > 20
     for secret in (SECRET, "planted-key"):

@@ -65,6 +65,7 @@ run()
     assert "cluster.encoders" in too_many[2]
     assert whole[0] == 0, whole
     assert json.loads(whole[1])["embedded"] == 200
+    assert job.snapshot().splits["num_documents"].to_pylist() == [20] * 10
     table = job.snapshot().dataset().to_table(columns=["doc_id", "blob"])
     assert table["doc_id"].to_pylist() == [row["id"] for row in rows]
     assert table["blob"].to_pylist() == [row["blob"] for row in rows]

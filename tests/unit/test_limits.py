@@ -49,6 +49,13 @@ def test_an_unreadable_file_is_named() -> None:
 
 def test_too_many_deletions_are_refused_by_the_files_that_are_gone() -> None:
     before = splits(a=90, b=10, c=1)
-    refuse_deletions(Limits(), before, ["a", "c"])
-    with pytest.raises(LimitError, match=r"90 of 101 documents would disappear .* a, "):
-        refuse_deletions(Limits(), before, ["b", "c"])
+    refuse_deletions(Limits(), before, [], splits(a=90, c=1))
+    with pytest.raises(LimitError, match=r"90 of 101 documents would disappear .* from a, "):
+        refuse_deletions(Limits(), before, [], splits(b=10, c=1))
+
+
+def test_a_file_that_shrank_counts_as_deletions() -> None:
+    """An export that broke off overwrites the file it should have replaced."""
+    with pytest.raises(LimitError, match=r"89 of 100 documents would disappear .* from a, "):
+        refuse_deletions(Limits(), splits(a=90, b=10), [make_record("a", 0, 1)], splits(b=10))
+    refuse_deletions(Limits(), splits(a=90, b=10), [make_record("a", 0, 85)], splits(b=10))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
@@ -13,29 +14,37 @@ OUTCOME = {
 
 
 def test_the_line_tells_splits_rates_busy_padding_and_time_left() -> None:
-    progress = Progress(4, 2, io.StringIO())
-    progress.add(documents=100, tokens=1000, padded_tokens=1100, encode_s=0.0)
+    progress = Progress(4, 4000, 2, io.StringIO())
+    assert progress.line().endswith("? left")
+    progress.add(num_bytes=1000, documents=100, tokens=1000, padded_tokens=1100)
     line = progress.line()
     for part in ("splits 1/4", "documents/s", "tokens/s", "of 2", "padding 1.100", "left"):
         assert part in line
 
 
-def test_a_streamed_file_may_hold_more_splits_than_were_planned() -> None:
-    progress = Progress(1, 1, io.StringIO())
-    for _ in range(3):
-        progress.add(documents=1, tokens=1, padded_tokens=1, encode_s=0.0)
-    assert progress.figures()["splits"] == 3
-
-
-def test_without_a_terminal_the_line_comes_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_is_told_by_bytes_since_a_range_may_hold_many_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("pipeline.report.time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    progress = Progress(100, 1, stream)
-    for _ in range(25):
-        now[0] += 1
-        progress.add(documents=1, tokens=1, padded_tokens=1, encode_s=0.0)
-    assert stream.getvalue().count("\n") == 2
+    progress = Progress(1, 3000, 1, io.StringIO())
+    now[0] = 60.0
+    progress.add(num_bytes=500)
+    progress.add(num_bytes=500)
+    assert "splits 2/2" in progress.line()
+    assert progress.line().endswith("01:00 gone, 02:00 left")
+
+
+def test_the_line_is_shown_while_no_split_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.StringIO):
+        shown = threading.Event()
+
+        def flush(self) -> None:
+            self.shown.set()
+
+    monkeypatch.setattr("pipeline.report._LINE_EVERY_S", 0.001)
+    stream = Stream()
+    with Progress(1, 1, 1, stream):
+        assert stream.shown.wait(10)
+    assert stream.getvalue().startswith("splits 0/1")
 
 
 def test_the_summary_is_the_equation() -> None:

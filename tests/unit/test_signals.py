@@ -43,10 +43,14 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
 
 def test_a_library_that_takes_sigterm_gives_it_back_and_does_not_decide_the_exit_code() -> None:
     """As Ray does while it starts."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught, handlers_kept():
+
+    def start() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
         os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, handlers_kept():
+        start()
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     with pytest.raises(SystemExit, match="1"), handlers_kept():

@@ -69,9 +69,11 @@ def test_more_rows_than_a_page_takes_are_refused(monkeypatch: pytest.MonkeyPatch
         shard_bytes(make_embeddings(10), embedding_schema(DIM, "float16", KEEP, keep_text=False))
 
 
-def test_a_quarantine_file_has_the_promised_schema() -> None:
+@pytest.mark.parametrize("with_text", [False, True])
+def test_a_quarantine_file_has_the_promised_schema_and_text_only_if_asked(with_text: bool) -> None:
     row = dict.fromkeys(QUARANTINE_SCHEMA.names) | {
         "input_file": "a.jsonl", "stage": "read", "reason": "invalid_json", "message": "no", "row": 3,
     }  # fmt: skip
-    data = quarantine_bytes(pa.Table.from_pylist([row], QUARANTINE_SCHEMA))
-    assert pq.read_table(pa.BufferReader(data)).to_pylist() == [row]
+    data = quarantine_bytes(pa.Table.from_pylist([row], QUARANTINE_SCHEMA), with_text=with_text)
+    expected = row if with_text else {name: value for name, value in row.items() if name != "text"}
+    assert pq.read_table(pa.BufferReader(data)).to_pylist() == [expected]

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from jobs import benchmark
 from jobs.cli import exit_code
-from pipeline.config import Config, parse_config
+from jobs.machine import describe_machine, num_cores
+from pipeline.config import parse_config
 from pipeline.errors import InputError, VecmillError
-from pipeline.flow.rows import Work
+from pipeline.flow.rows import SplitReport, Work
 
 
 def make_corpus(folder: Path, num_files: int, num_rows: int) -> Path:
@@ -88,16 +89,16 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
     assert "padding ratio 1.0100" in table
 
 
-def test_the_start_of_the_flow_cancels_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flow of 20 s and 50 ms a split costs 50 ms a split."""
+def test_the_start_of_the_flow_is_not_in_the_cost_of_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 s until the first of 21 splits is done, then one each 50 ms, in any order: 50 ms a split."""
 
-    def time_flow(context: object, work: Sequence[Work]) -> tuple[float, list[tuple[float, float]]]:
-        return 20 + 0.05 * len(work), [(0.01, 0.002)] * len(work)
+    def time_flow(context: object, work: Sequence[Work]) -> list[tuple[float, SplitReport]]:
+        report = SplitReport(read_s=0.01, write_s=0.002)
+        return [(20 + 0.05 * number, report) for number in reversed(range(len(work)))]
 
-    monkeypatch.setattr(benchmark, "_planned", lambda config: (None, [None] * 12))
+    monkeypatch.setattr(benchmark, "_planned", lambda config: (None, [None] * 21))
     monkeypatch.setattr(benchmark, "_time_flow", time_flow)
-    config: Config = parse_config({"input": {"uri": "in"}, "store": {"uri": "out"}})
-    cost = benchmark._split_cost(config, 3)
+    cost = benchmark._split_cost(parse_config({"input": {"uri": "in"}, "store": {"uri": "out"}}), 3)
     assert cost.rounds_ms == [50.0] * 3
     assert benchmark.describe_costs({100: cost}).splitlines()[1].split() == ["100", "50.0", "10.0", "2.0", "0.500"]
 
@@ -119,3 +120,9 @@ def test_sizes_that_are_none_are_a_mistake_of_usage(sizes: str, tmp_path: Path) 
 def test_the_encoder_alone_is_not_supported_yet(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(benchmark.main, ["encoder", "--anything"]) == 2
     assert "not supported yet: vecmill benchmark encoder" in capsys.readouterr().err
+
+
+def test_figures_come_with_the_machine() -> None:
+    told = describe_machine()
+    assert f"{num_cores()} cores, load " in told
+    assert "torch 2." in told

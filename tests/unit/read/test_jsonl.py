@@ -17,7 +17,7 @@ import zstandard
 
 import pipeline.read.jsonl as jsonl
 from pipeline.config import Input, SplitBounds
-from pipeline.errors import ChangedError
+from pipeline.errors import ChangedError, VecmillError
 from pipeline.read import ReadSplit, read_split
 from pipeline.splits import limit_splits, list_input, plan_file
 from pipeline.splits.files import Clock
@@ -274,3 +274,25 @@ def test_a_file_that_changed_is_a_fault_before_its_last_piece(tmp_path: Path, na
     os.utime(path)
     with pytest.raises(ChangedError):
         list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("lost", ["one", "rest"])
+def test_a_reader_that_loses_a_line_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lost: str
+) -> None:
+    """The count of newlines alone would agree with a reader that skipped bytes."""
+    data = b"".join(b'{"text": "line %d"}\n' % number for number in range(20))
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    real = jsonl._lines
+
+    def lossy(reader: Any, offset: int, end: int | None) -> Any:
+        for number, line in enumerate(real(reader, offset, end)):
+            if number == 7 and lost == "rest":
+                return
+            if number != 7:
+                yield line
+
+    monkeypatch.setattr(jsonl, "_lines", lossy)
+    with pytest.raises(VecmillError, match="gap"):
+        _read(tmp_path / name)

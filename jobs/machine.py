@@ -1,0 +1,40 @@
+"""The machine that figures were taken on: none means anything without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pipeline.errors import UsageError
+
+_VERSIONED = ("vecmill", "ray", "torch", "transformers", "sentence-transformers", "pyarrow")
+
+
+def describe_machine() -> str:
+    """CPU, cores, load and versions on two lines.
+
+    Raises:
+        UsageError: one of the packages that are compared is not installed.
+    """
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    try:
+        versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONED)
+    except PackageNotFoundError as error:
+        raise UsageError(f"benchmark needs {error.name}, which is not installed: pip install 'vecmill[dev]'") from None
+    return f"{_cpu_model()}, {num_cores()} cores, load {load}\nPython {platform.python_version()}, {versions}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []  # not Linux
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
