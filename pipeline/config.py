@@ -242,7 +242,7 @@ class Config(_Section):
                 "format": self.input.format,
                 "id": self.input.id,
                 "text": self.input.text,
-                "keep": dict(keep_types),
+                "keep": list(keep_types.items()),  # the order is that of the shards' columns
             },
             "store": {"dtype": self.store.dtype, "keep_text": self.store.keep_text},
         }

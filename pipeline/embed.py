@@ -11,9 +11,11 @@ Run again after whatever ended it, it goes on: records decide what is left, not 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,14 +23,16 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config, redact_uri
 from pipeline.errors import (
+    ChangedError,
     ConfigError,
+    EnvironmentFault,
     InputError,
     NotSupportedError,
     StorageFault,
     UsageError,
 )
 from pipeline.flow.rows import Work
-from pipeline.flow.stages import FlowContext, storage_environment
+from pipeline.flow.stages import DriverEnvironment, FlowContext
 from pipeline.limits import refuse_deletions, refuse_over_limits
 from pipeline.model import ModelDescription, describe_model, fetch_model
 from pipeline.planning import KnownRecords, carried_files, left_to_do, without
@@ -50,20 +54,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A file that is rewritten while it is read is planned again this often before the run gives up.
-_MAX_PLANS = 3
+_MAX_FLOWS = 3
 
 _VERSIONED = ("vecmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The input as it was listed."""
+    """Where the input is."""
 
     source: Storage
     name: str | None
     """The one file to read, if the input is one."""
-    root: str
-    files: list[InputFile]
+    format: str | None
+
+    @property
+    def root(self) -> str:
+        """Its URI, as a store remembers it."""
+        return self.source.full_uri(self.name) if self.name else self.source.uri
+
+    def list(self) -> list[InputFile]:
+        """The files as they are now."""
+        try:
+            return list_input(self.source, self.name, self.format)
+        except FileNotFoundError as error:
+            raise InputError(f"{error}; give input.uri a bucket that there is") from None
 
 
 @dataclass(frozen=True)
@@ -101,33 +116,20 @@ def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> di
     """
     started = time.monotonic()
     with interruptible():
-        corpus = _find_corpus(config)
-        model = _find_model(config)
+        source, name = split_input_uri(config.input.uri, config.input.storage_options)
+        corpus = Corpus(source, name, config.input.format)
         store = Storage(config.store.uri, config.store.storage_options)
-        check_store(store, corpus.root)
-        run_id = new_run_id()
-        run = _Run(config, limit, run_id, corpus, model, store, latest(store), quiet)
-        plan = run.plan(corpus.files)
-        # All that a config can get wrong has shown itself: only now is the store claimed for this corpus.
-        open_store(store, corpus.root, create=True)
-        with Lease(store, run_id) as lease:
-            # What is current under the lease is what this run builds on.
-            parent = latest(store)
-            if parent != run.parent:
-                run = replace(run, parent=parent)
-                plan = run.plan(corpus.files)
-            outcome = run.to_end(plan, lease)
+        is_new = not check_store(store, corpus.root)
+        files = corpus.list() if is_new else []
+        run = _Run(config, limit, new_run_id(), corpus, _find_model(config), store, None, quiet)
+        if is_new:
+            # All that a config can get wrong shows itself now, before the store is claimed for this corpus.
+            run.plan(files)
+            open_store(store, corpus.root, create=True)
+        with Lease(store, run.run_id) as lease:
+            # Listed and looked up under the lease: a run that ended meanwhile is built on, not undone.
+            outcome = replace(run, parent=latest(store)).to_end(lease)
     return outcome | {"seconds": round(time.monotonic() - started, 1)}
-
-
-def _find_corpus(config: Config) -> Corpus:
-    source, name = split_input_uri(config.input.uri, config.input.storage_options)
-    root = source.full_uri(name) if name else source.uri
-    try:
-        files = list_input(source, name, config.input.format)
-    except FileNotFoundError as error:
-        raise InputError(f"{error}; give input.uri a bucket that there is") from None
-    return Corpus(source, name, root, files)
 
 
 def _find_model(config: Config) -> ModelDescription:
@@ -158,20 +160,30 @@ class _Run:
     def encoder_fp(self) -> str:
         return self.model.fingerprint(self.config.input.text)
 
-    def to_end(self, plan: Plan, lease: Lease) -> dict[str, Any]:
-        """Flow and publish; plans again where a file was rewritten in between."""
+    def to_end(self, lease: Lease) -> dict[str, Any]:
+        """Plan, flow, publish; plans again where a file was rewritten in between."""
+        files = self.corpus.list()
         figures: dict[str, Any] = {}
-        for _ in range(_MAX_PLANS):
+        changed: set[str] | None = None  # what the last flow found rewritten; None: there was none
+        for _ in range(_MAX_FLOWS + 1):
+            try:
+                plan = self.plan(files)
+            except ChangedError as error:
+                log.warning("planned again: %s", error)
+                files, changed = self.corpus.list(), set()
+                continue
             if not plan.work:
                 if self.parent is not None and self._is_current(plan, self.parent):
                     return self._unchanged(self.parent)
                 self._refuse(plan)
                 return self._outcome(self._publish(plan), published=True) | figures
+            if changed is not None and not changed.intersection(item.split.file.uri for item in plan.work):
+                raise _lost(plan.work)
             drive = self._flow(plan, lease)
-            figures = drive.figures
-            plan = self.plan(self._listed_again(plan.files, drive.changed_uris))
+            figures, changed = drive.figures, drive.changed_uris
+            files = self._listed_again(files, changed)
         raise StorageFault(
-            f"input files were rewritten while they were read, {_MAX_PLANS} times in a row; "
+            f"input files were rewritten while they were read, {_MAX_FLOWS} times in a row; "
             f"run again once {self.corpus.root} rests"
         )
 
@@ -209,7 +221,7 @@ class _Run:
             files = [file for file in files if file.file_id in limited]
             keep = check_columns(source, files, config.input, parent_keep)
         elif parent_keep is not None:
-            carried, keep = carried_files(self._parent_splits(), files), parent_keep
+            carried, keep = carried_files(self._parent_splits, files), parent_keep
         elif config.input.keep:
             # The types of kept columns are part of the shard fingerprint: without them no record can be looked up.
             planned, keep = plan_files(source, files, config.input, config.splits)
@@ -225,7 +237,9 @@ class _Run:
         done = {file.file_id: tiling for file in open_files if (tiling := known.tiling(file))}
         untiled = without(open_files, done)
         if planned is None:
-            planned, found = plan_files(source, untiled, config.input, config.splits, keep)
+            # A corpus that was read before is not judged anew by what the first of its new files lacks.
+            known_keep = keep if parent_keep is not None or done else None
+            planned, found = plan_files(source, untiled, config.input, config.splits, known_keep)
             _refuse_other_types(keep, found)
         work = left_to_do((split for split in planned if split.file.file_id not in done), known)
         return Plan(files, keep, shard_fp, carried, [record for tiling in done.values() for record in tiling], work)
@@ -233,13 +247,18 @@ class _Run:
     def _parent_keep(self) -> pa.Schema | None:
         """The kept columns of the parent, if its rows have the shape that this config gives; else None."""
         parent = self.parent
-        if parent is None or parent.shard_fp != self.config.shard_fingerprint(parent.keep):
+        if parent is None or tuple(parent.keep) != self.config.input.keep:
+            return None
+        if parent.shard_fp != self.config.shard_fingerprint(parent.keep):
             return None
         if not parent.keep:
             return pa.schema([])
+        if parent.limit is not None:
+            return None  # types found in a part of the corpus do not bind the whole
         schema = Snapshot(self.store, parent).schema
         return pa.schema([schema.field(name) for name in parent.keep])
 
+    @cached_property
     def _parent_splits(self) -> pa.Table:
         if self.parent is None:
             return SPLITS_SCHEMA.empty_table()
@@ -266,7 +285,7 @@ class _Run:
             keep=plan.keep,
             input_storage=self.corpus.source,
             store_storage=self.store,
-            environment=storage_environment(),
+            environment=DriverEnvironment(os.environ),
         )
         log.info("%d splits of %d files to do; starting Ray", len(plan.work), len(plan.files))
         return drive_flow(context, plan.work, lease.update, quiet=self.quiet)
@@ -276,18 +295,24 @@ class _Run:
         if not changed:
             return files
         log.warning("planned again, rewritten while they were read: %s", ", ".join(sorted(changed)[:3]))
-        now = {file.uri: file for file in list_input(self.corpus.source, self.corpus.name, self.config.input.format)}
+        now = {file.uri: file for file in self.corpus.list()}
+        for file in files:
+            if file.uri in changed and now.get(file.uri) == file:
+                raise StorageFault(
+                    f"{self.corpus.source.full_uri(file.uri)} is there as it was listed, but not where it was read; "
+                    "put the input on object storage, or on a path that all nodes share"
+                )
         return [now.get(file.uri, file) for file in files if file.uri not in changed or file.uri in now]
 
     def _is_current(self, plan: Plan, parent: Manifest) -> bool:
         """Whether publishing would give the parent again."""
         if self.limit is not None or parent.limit is not None:
             return self.limit == parent.limit and parent.shard_fp == plan.shard_fp and self._lists(parent, plan)
-        listed = set(self._parent_splits()["file_id"].to_pylist())
+        listed = set(self._parent_splits["file_id"].to_pylist())
         return parent.shard_fp == plan.shard_fp and listed == plan.carried and not plan.recorded
 
     def _lists(self, parent: Manifest, plan: Plan) -> bool:
-        return sorted(self._parent_splits()["split_id"].to_pylist()) == sorted(
+        return sorted(self._parent_splits["split_id"].to_pylist()) == sorted(
             record.split_id for record in plan.recorded
         )
 
@@ -296,10 +321,10 @@ class _Run:
         limits = self.config.limits
         refuse_over_limits(limits, plan.recorded, self._carried_splits(plan))
         if self.parent is not None and self.parent.limit is None:
-            refuse_deletions(limits, self._parent_splits(), plan.recorded, self._carried_splits(plan))
+            refuse_deletions(limits, self._parent_splits, plan.recorded, self._carried_splits(plan))
 
     def _carried_splits(self, plan: Plan) -> pa.Table:
-        splits = self._parent_splits()
+        splits = self._parent_splits
         return splits.filter(pc.is_in(splits["file_id"], pa.array(sorted(plan.carried), pa.string())))
 
     def _publish(self, plan: Plan) -> Manifest:
@@ -321,7 +346,7 @@ class _Run:
                 shard_fp=plan.shard_fp,
                 keep=_type_names(plan.keep),
                 config=config.redacted(),
-                versions={name: version(name) for name in _VERSIONED},
+                versions=_versions(),
                 limit=self.limit,
             ),
         )
@@ -339,6 +364,24 @@ class _Run:
             "run_id": self.run_id,
             "store_uri": redact_uri(self.store.uri),
         }
+
+
+def _lost(work: list[Work]) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{len(work)} splits went into the flow and did not come out, the first of {work[0].split.file.uri}: their "
+        "processes were killed, for memory or by a document; what is done is kept, the same command goes on"
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of what shapes the rows; where only the source was shipped (`ray job submit`), Vecmill is not installed."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def _type_names(keep: pa.Schema) -> dict[str, str]:

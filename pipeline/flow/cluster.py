@@ -78,7 +78,7 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
                 # "local": never a cluster that happens to run on this machine. CPUs are logical: with two of them
                 # readers would starve beside an encoder.
                 ray.init(address="local", include_dashboard=False, num_cpus=max(4, _num_cores()), **logged)
-    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
         raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
     try:

@@ -65,8 +65,12 @@ def drive_flow(
                     if len(drive.failed) >= _MAX_FAILED_SPLITS:
                         break
             finally:
-                # Also on the way out of a signal: it spares the next run a request a record.
-                journal.close()
+                # Also on the way out of a signal: it spares the next run a request a record. No more than that, so
+                # a fault here does not replace what ends the run.
+                try:
+                    journal.close()
+                except EnvironmentFault as error:
+                    log.warning("the journal of run %s could not be written: %s", context.run_id, error)
     if drive.failed:
         raise _failure(drive.failed)
     drive.figures = progress.figures() | {"encoders": pool.max_size}

@@ -52,6 +52,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class DriverEnvironment:
+    """What the driver's environment says of object storage and the model hub, for the workers of other nodes.
+
+    It travels inside the pickled stages and not in Ray's runtime_env, which Ray shows on its dashboard; and it is
+    neither a dataclass nor a mapping, because Ray Data writes those out, field by field, into its metadata.
+    """
+
+    _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    _HUB = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._values = {
+            name: value for name, value in environment.items() if name.startswith("AWS_") or name in self._HUB
+        }
+
+    def __repr__(self) -> str:
+        return "DriverEnvironment(***)"
+
+    def apply(self) -> None:
+        """Set what this process has no setting of. Credentials go together: half of two pairs opens nothing."""
+        has_own = any(name in os.environ for name in self._CREDENTIALS)
+        for name, value in self._values.items():
+            if not (has_own and name in self._CREDENTIALS):
+                os.environ.setdefault(name, value)
+
+
 @dataclass(frozen=True)
 class FlowContext:
     """All that the stages of one run share; pickled once to each worker."""
@@ -65,9 +91,7 @@ class FlowContext:
     """The kept columns with their types."""
     input_storage: Storage
     store_storage: Storage
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Object-storage settings of the driver's environment. They travel here, inside the pickled stage, and not
-    in Ray's runtime_env, because Ray shows that one on its dashboard."""
+    environment: DriverEnvironment = field(default_factory=lambda: DriverEnvironment({}))
 
     @property
     def sequence_schema(self) -> pa.Schema:
@@ -81,13 +105,7 @@ class FlowContext:
 
     def enter_process(self) -> None:
         """Make a worker's environment the driver's, where the worker has no setting of its own."""
-        for name, value in self.environment.items():
-            os.environ.setdefault(name, value)
-
-
-def storage_environment() -> dict[str, str]:
-    """What this process's environment says of object storage and the model hub, for the workers of other nodes."""
-    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HF_"))}
+        self.environment.apply()
 
 
 class ReadStage:
@@ -147,9 +165,9 @@ class EncodeStage:
     """Encodes; the model is loaded once for each actor of the pool."""
 
     def __init__(self, context: FlowContext, num_threads: int | None) -> None:
+        context.enter_process()  # first: the hub's library reads its settings when it is imported
         from pipeline.encoder import Encoder  # torch: 2 s and 240 MiB that readers and writers do without
 
-        context.enter_process()
         self._context = context
         self._encoder: Encoder | SplitReport
         settings = context.config.encoder

@@ -31,8 +31,8 @@ class StoreIdentity(BaseModel):
     created_at: str
 
 
-def check_store(storage: Storage, input_root: str) -> None:
-    """What `open_store` would refuse, without making a store.
+def check_store(storage: Storage, input_root: str) -> bool:
+    """Whether there is a store; what `open_store` would refuse is refused, without making one.
 
     Raises:
         StoreError: as `open_store`.
@@ -41,11 +41,12 @@ def check_store(storage: Storage, input_root: str) -> None:
     _refuse_nesting(storage.uri, redact_uri(input_root))
     if _read(storage) is not None:
         open_store(storage, input_root, create=False)
-        return
+        return True
     try:
         storage.list("snapshots")
     except FileNotFoundError as error:
         raise _unmakeable(storage, error) from None
+    return False
 
 
 def open_store(storage: Storage, input_root: str | None, *, create: bool) -> StoreIdentity:

@@ -505,7 +505,7 @@ SEARCHES: list[tuple[list[str], tuple[str, ...]]] = [
     (["-k", "0"], ("-k", "0")),
     (["-k", "many"], ("many",)),
     (["--query", " "], ("empty", "' '")),
-    (["--queries", "/nowhere/q.jsonl"], ("/nowhere/q.jsonl",)),
+    (["--queries", "/nowhere/q.jsonl"], ("--query", "--queries", "not both")),
     (["encoder.max_tokens=9"], ("max_tokens", "another store")),
     (["input.text={title}"], ("input.text", "another store")),
     (["encoder.pooling=cls"], ("pooling", "another store")),
@@ -526,13 +526,15 @@ def test_search_asked_wrongly(published: Job, args: list[str], words: tuple[str,
         (b'{"text": "x"}\n', (":1", "id")),
         (b"\xff\n", ("queries",)),
         (b"", ("no query",)),
+        (None, ("queries",)),
     ],
 )
-def test_a_wrong_file_of_queries(published: Job, tmp_path: Path, line: bytes, words: tuple[str, ...]) -> None:
+def test_a_wrong_file_of_queries(published: Job, tmp_path: Path, line: bytes | None, words: tuple[str, ...]) -> None:
     path = tmp_path / "queries.jsonl"
-    path.write_bytes(line)
+    if line is not None:
+        path.write_bytes(line)
     ran = run_command("search", published.store.uri, "--queries", str(path))
-    refused(ran, 2, *([str(path)] if line else []), *words)
+    refused(ran, 2, *([str(path)] if line != b"" else []), *words)
 
 
 def test_search_with_another_model(published: Job, tmp_path: Path) -> None:

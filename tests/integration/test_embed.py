@@ -305,3 +305,35 @@ def assert_no_secret(job: Job, shown: list[str]) -> None:
     assert len(texts) > 20
     for secret in (SECRET, "planted-key"):
         assert [name for name, data in texts.items() if secret.encode() in data] == []
+
+
+def test_a_column_kept_from_now_on_is_in_every_row(ray_in_process: None, tiny_model: Path, tmp_path: Path) -> None:
+    """A snapshot whose shards lack it is not current, though its files are all there."""
+    job = Job.local(tmp_path, tiny_model)
+    put_files(job.corpus, {"a.parquet": make_rows(5)})
+    job.published()
+    job.config["input"]["keep"] = ["lang"]
+    assert job.published()["published"] is True
+    table = job.snapshot().dataset().to_table()
+    assert table["lang"].to_pylist() == [row["lang"] for row in make_rows(5)]
+
+
+def test_kept_lists_and_times_survive_the_second_run(ray_in_process: None, tiny_model: Path, tmp_path: Path) -> None:
+    """Parquet renames what is in a list and widens times; the second run must find its own types again."""
+    job = Job.local(tmp_path, tiny_model)
+    rows = [row | {"tags": ["x", "y"], "meta": {"n": [1]}} for row in make_rows(4)]
+    put_files(job.corpus, {"a.jsonl": rows})
+    job.config["input"]["keep"] = ["tags", "meta"]
+    job.published()
+    assert job.published()["published"] is False
+    put_files(job.corpus, {"b.jsonl": [row | {"id": f"b{row['id']}"} for row in rows]})
+    assert job.published()["documents_in"] == 8
+    assert job.snapshot().dataset().to_table()["tags"].to_pylist() == [["x", "y"]] * 8
+
+
+def test_a_mistake_found_before_work_does_not_claim_the_store(tiny_model: Path, tmp_path: Path) -> None:
+    job = Job.local(tmp_path, tiny_model)
+    put_files(job.corpus, {"a.parquet": make_rows(5)})
+    job.config["input"]["text"] = "{no_such_column}"
+    assert job.embed().code == 2
+    assert job.store.list() == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pipeline.config import Config, parse_config
 from pipeline.encoder import EncodedSplit, Encoder
 from pipeline.errors import StorageFault
 from pipeline.flow.rows import Row, Work, Written
-from pipeline.flow.stages import EncodeStage, FlowContext, ReadStage, WriteStage
+from pipeline.flow.stages import DriverEnvironment, EncodeStage, FlowContext, ReadStage, WriteStage
 from pipeline.model import describe_model
 from pipeline.splits import list_input, plan_files
 from pipeline.splits.files import Clock
@@ -206,3 +208,32 @@ def test_rows_have_one_schema_each_between_stages_whatever_happened(tiny: Path, 
     assert good.schema.equals(failed.schema)
     encode = EncodeStage(context, None)
     assert encode(good).schema.equals(encode(failed).schema)
+
+
+SECRETS = {"AWS_ACCESS_KEY_ID": "driver-key", "AWS_SECRET_ACCESS_KEY": "planted", "AWS_SESSION_TOKEN": "token"}
+
+
+def test_the_drivers_settings_reach_a_worker_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"PATH": "x"})
+    DriverEnvironment({**SECRETS, "AWS_ENDPOINT_URL": "http://s3", "HOME": "/driver", "HF_HOME": "/cache"}).apply()
+    assert os.environ == {"PATH": "x", "AWS_ENDPOINT_URL": "http://s3", **SECRETS}
+
+
+def test_credentials_of_two_owners_are_never_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "own"}
+    monkeypatch.setattr("os.environ", dict(own))
+    DriverEnvironment({**SECRETS, "AWS_REGION": "eu"}).apply()
+    assert os.environ == {**own, "AWS_REGION": "eu"}
+
+
+def test_ray_data_does_not_write_secrets_into_its_metadata(tiny: Path, tmp_path: Path) -> None:
+    """What its exporter makes of a stage's constructor arguments."""
+    from ray.data._internal.metadata_exporter import sanitize_for_struct
+
+    context = replace(make_context(tmp_path, tiny), environment=DriverEnvironment(SECRETS))
+    assert "planted" not in str(
+        sanitize_for_struct(  # type: ignore[no-untyped-call]
+            {"args": [context]}
+        )
+    )
+    assert "planted" not in repr(context)
