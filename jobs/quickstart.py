@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def main(folder: Path) -> None:
             click.echo(f"\n{answer['query']}")
         click.echo(f"  {answer['score']:.3f}  {answer['doc_id']}")
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. Ask for yourself:", err=True)
-    click.echo(f"  .venv/bin/vecmill search {path} --query 'what do you want to know'", err=True)
+    click.echo(f"  {Path(sys.argv[0])} search {path} --query 'what do you want to know'", err=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def answer_texts(snapshot: Snapshot, config: Config | None, texts: Sequence[str]
 def _read_queries(path: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # By "\n" alone: JSON may hold other line separators, such as U+2028, as they are.
+        lines = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"queries cannot be read: {path}: {error}") from None
     for number, line in enumerate(lines, 1):

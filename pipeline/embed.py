@@ -14,37 +14,22 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.config import Config, redact_uri
-from pipeline.errors import (
-    ChangedError,
-    ConfigError,
-    EnvironmentFault,
-    InputError,
-    NotSupportedError,
-    StorageFault,
-    UsageError,
-)
+from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, InputError, StorageFault
 from pipeline.flow.rows import Work
 from pipeline.flow.stages import DriverEnvironment, FlowContext
 from pipeline.limits import refuse_deletions, refuse_over_limits
 from pipeline.model import ModelDescription, describe_model, fetch_model
-from pipeline.planning import KnownRecords, carried_files, left_to_do, without
+from pipeline.planning import Plan, Planner, type_names
 from pipeline.signals import interruptible
 from pipeline.snapshots.commit import Publication, publish
-from pipeline.snapshots.journal import load_records
 from pipeline.snapshots.lease import Lease, new_run_id
-from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, latest, read_table
-from pipeline.snapshots.reader import Snapshot
-from pipeline.snapshots.records import Record
+from pipeline.snapshots.manifest import Manifest, latest
 from pipeline.snapshots.store import check_store, open_store
-from pipeline.splits import InputFile, Split, check_columns, columns_read, limit_splits, list_input, plan_files
+from pipeline.splits import InputFile, list_input
 from pipeline.uris import Storage, split_input_uri
 from pipeline.write import MAX_PAGE_BYTES
 
@@ -81,25 +66,6 @@ class Corpus:
             raise InputError(f"{error}; give input.uri a bucket that there is") from None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run found: every file is carried, recorded, or has work left."""
-
-    files: list[InputFile]
-    keep: pa.Schema
-    shard_fp: str
-    carried: frozenset[str]
-    """File ids that the parent snapshot lists whole."""
-    recorded: list[Record]
-    """Tilings of the files that are done and not carried."""
-    work: list[Work]
-
-    @property
-    def file_ids(self) -> frozenset[str]:
-        """The ids of all files that the snapshot will speak of."""
-        return frozenset(file.file_id for file in self.files)
-
-
 def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> dict[str, Any]:
     """Publish a snapshot of the corpus, or find that the current one is up to date.
 
@@ -121,14 +87,17 @@ def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> di
         store = Storage(config.store.uri, config.store.storage_options)
         is_new = not check_store(store, corpus.root)
         files = corpus.list() if is_new else []
-        run = _Run(config, limit, new_run_id(), corpus, _find_model(config), store, None, quiet)
+        model = _find_model(config)
+        planner = Planner(config, limit, source, model.fingerprint(config.input.text), store, parent=None)
         if is_new:
             # All that a config can get wrong shows itself now, before the store is claimed for this corpus.
-            run.plan(files)
+            planner.plan(files)
             open_store(store, corpus.root, create=True)
-        with Lease(store, run.run_id) as lease:
+        run_id = new_run_id()
+        with Lease(store, run_id) as lease:
             # Listed and looked up under the lease: a run that ended meanwhile is built on, not undone.
-            outcome = replace(run, parent=latest(store)).to_end(lease)
+            planner = replace(planner, parent=latest(store))
+            outcome = _Run(config, run_id, corpus, model, planner, quiet).to_end(lease)
     return outcome | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -148,17 +117,11 @@ class _Run:
     """One run under its lease."""
 
     config: Config
-    limit: int | None
     run_id: str
     corpus: Corpus
     model: ModelDescription
-    store: Storage
-    parent: Manifest | None
+    planner: Planner
     quiet: bool
-
-    @property
-    def encoder_fp(self) -> str:
-        return self.model.fingerprint(self.config.input.text)
 
     def to_end(self, lease: Lease) -> dict[str, Any]:
         """Plan, flow, publish; plans again where a file was rewritten in between."""
@@ -167,14 +130,15 @@ class _Run:
         changed: set[str] | None = None  # what the last flow found rewritten; None: there was none
         for _ in range(_MAX_FLOWS + 1):
             try:
-                plan = self.plan(files)
+                plan = self.planner.plan(files)
             except ChangedError as error:
                 log.warning("planned again: %s", error)
-                files, changed = self.corpus.list(), set()
+                files, changed = self.corpus.list(), None
                 continue
             if not plan.work:
-                if self.parent is not None and self._is_current(plan, self.parent):
-                    return self._unchanged(self.parent)
+                parent = self.planner.parent
+                if parent is not None and self.planner.is_current(plan, parent):
+                    return self._unchanged(parent)
                 self._refuse(plan)
                 return self._outcome(self._publish(plan), published=True) | figures
             if changed is not None and not changed.intersection(item.split.file.uri for item in plan.work):
@@ -187,91 +151,6 @@ class _Run:
             f"run again once {self.corpus.root} rests"
         )
 
-    def _check_parent(self) -> None:
-        if self.parent is None:
-            return
-        if self.parent.encoder_fp != self.encoder_fp:
-            raise NotSupportedError(
-                f"another encoder for a store that has a snapshot: {self.parent.encoder_fp} "
-                f"({self.parent.encoder.get('model')}) before, {self.encoder_fp} ({self.config.encoder.model}) now; "
-                "give another store.uri, or the encoder and input.text as they were"
-            )
-        if self.limit is not None and self.parent.limit is None:
-            raise UsageError(
-                f"--limit {self.limit} would replace the full snapshot {self.parent.snapshot_id} of {self.store.uri} "
-                "by a part of it; give another store.uri"
-            )
-
-    def plan(self, files: list[InputFile]) -> Plan:
-        """What is carried, what is recorded, what is left; a file that is carried is not opened.
-
-        Raises:
-            UsageError: the config does not go with the files, or with the snapshot that is there.
-        """
-        self._check_parent()
-        config, source = self.config, self.corpus.source
-        parent_keep = self._parent_keep()
-        carried: frozenset[str] = frozenset()
-        planned: list[Split] | None = None
-        if self.limit is not None:
-            planned = limit_splits(
-                source, files, config.splits, self.limit, config.input.format, columns_read(config.input)
-            )
-            limited = {split.file.file_id for split in planned}
-            files = [file for file in files if file.file_id in limited]
-            keep = check_columns(source, files, config.input, parent_keep)
-        elif parent_keep is not None:
-            carried, keep = carried_files(self._parent_splits, files), parent_keep
-        elif config.input.keep:
-            # The types of kept columns are part of the shard fingerprint: without them no record can be looked up.
-            planned, keep = plan_files(source, files, config.input, config.splits)
-        else:
-            keep = pa.schema([])
-        shard_fp = config.shard_fingerprint(_type_names(keep))
-        open_files = without(files, carried)
-        known = self._known(shard_fp) if open_files else KnownRecords()
-        if self.limit is not None:
-            work = left_to_do(planned or (), known)
-            recorded = [record for split in planned or () for record in known.covering(split) or ()]
-            return Plan(files, keep, shard_fp, carried, recorded, work)
-        done = {file.file_id: tiling for file in open_files if (tiling := known.tiling(file))}
-        untiled = without(open_files, done)
-        if planned is None:
-            # A corpus that was read before is not judged anew by what the first of its new files lacks.
-            known_keep = keep if parent_keep is not None or done else None
-            planned, found = plan_files(source, untiled, config.input, config.splits, known_keep)
-            _refuse_other_types(keep, found)
-        work = left_to_do((split for split in planned if split.file.file_id not in done), known)
-        return Plan(files, keep, shard_fp, carried, [record for tiling in done.values() for record in tiling], work)
-
-    def _parent_keep(self) -> pa.Schema | None:
-        """The kept columns of the parent, if its rows have the shape that this config gives; else None."""
-        parent = self.parent
-        if parent is None or tuple(parent.keep) != self.config.input.keep:
-            return None
-        if parent.shard_fp != self.config.shard_fingerprint(parent.keep):
-            return None
-        if not parent.keep:
-            return pa.schema([])
-        if parent.limit is not None:
-            return None  # types found in a part of the corpus do not bind the whole
-        schema = Snapshot(self.store, parent).schema
-        return pa.schema([schema.field(name) for name in parent.keep])
-
-    @cached_property
-    def _parent_splits(self) -> pa.Table:
-        if self.parent is None:
-            return SPLITS_SCHEMA.empty_table()
-        return read_table(self.store, self.parent.splits, SPLITS_SCHEMA)
-
-    def _known(self, shard_fp: str) -> KnownRecords:
-        records = load_records(self.store, self.encoder_fp, shard_fp, self._victims())
-        attempts = {} if self.parent is None else Snapshot(self.store, self.parent).attempts()
-        return KnownRecords(records, attempts)
-
-    def _victims(self) -> frozenset[str]:
-        return frozenset((self.parent.victims if self.parent else None) or ())
-
     def _flow(self, plan: Plan, lease: Lease) -> Drive:
         """Run the work that is left on Ray."""
         from pipeline.flow.drive import drive_flow  # Ray is slow to import, and often not needed
@@ -280,11 +159,11 @@ class _Run:
             config=self.config,
             run_id=self.run_id,
             model=self.model,
-            encoder_fp=self.encoder_fp,
+            encoder_fp=self.planner.encoder_fp,
             shard_fp=plan.shard_fp,
             keep=plan.keep,
             input_storage=self.corpus.source,
-            store_storage=self.store,
+            store_storage=self.planner.store,
             environment=DriverEnvironment(os.environ),
         )
         log.info("%d splits of %d files to do; starting Ray", len(plan.work), len(plan.files))
@@ -304,36 +183,21 @@ class _Run:
                 )
         return [now.get(file.uri, file) for file in files if file.uri not in changed or file.uri in now]
 
-    def _is_current(self, plan: Plan, parent: Manifest) -> bool:
-        """Whether publishing would give the parent again."""
-        if self.limit is not None or parent.limit is not None:
-            return self.limit == parent.limit and parent.shard_fp == plan.shard_fp and self._lists(parent, plan)
-        listed = set(self._parent_splits["file_id"].to_pylist())
-        return parent.shard_fp == plan.shard_fp and listed == plan.carried and not plan.recorded
-
-    def _lists(self, parent: Manifest, plan: Plan) -> bool:
-        return sorted(self._parent_splits["split_id"].to_pylist()) == sorted(
-            record.split_id for record in plan.recorded
-        )
-
     def _refuse(self, plan: Plan) -> None:
         """Raise LimitError where a limit refuses what would be published."""
-        limits = self.config.limits
-        refuse_over_limits(limits, plan.recorded, self._carried_splits(plan))
-        if self.parent is not None and self.parent.limit is None:
-            refuse_deletions(limits, self._parent_splits, plan.recorded, self._carried_splits(plan))
-
-    def _carried_splits(self, plan: Plan) -> pa.Table:
-        splits = self._parent_splits
-        return splits.filter(pc.is_in(splits["file_id"], pa.array(sorted(plan.carried), pa.string())))
+        limits, planner = self.config.limits, self.planner
+        carried_splits = planner.carried_splits(plan)
+        refuse_over_limits(limits, plan.recorded, carried_splits)
+        if planner.parent is not None and planner.parent.limit is None:
+            refuse_deletions(limits, planner.parent_splits, plan.recorded, carried_splits)
 
     def _publish(self, plan: Plan) -> Manifest:
         config = self.config
         return publish(
-            self.store,
+            self.planner.store,
             Publication(
                 run_id=self.run_id,
-                parent=self.parent,
+                parent=self.planner.parent,
                 files=plan.file_ids,
                 records=plan.recorded,
                 carried=plan.carried,
@@ -342,12 +206,12 @@ class _Run:
                     "revision": config.encoder.revision,
                     **self.model.spelled_out(config.input.text),
                 },
-                encoder_fp=self.encoder_fp,
+                encoder_fp=self.planner.encoder_fp,
                 shard_fp=plan.shard_fp,
-                keep=_type_names(plan.keep),
+                keep=type_names(plan.keep),
                 config=config.redacted(),
                 versions=_versions(),
-                limit=self.limit,
+                limit=self.planner.limit,
             ),
         )
 
@@ -362,7 +226,7 @@ class _Run:
             "published": published,
             **manifest.accounting.model_dump(),
             "run_id": self.run_id,
-            "store_uri": redact_uri(self.store.uri),
+            "store_uri": redact_uri(self.planner.store.uri),
         }
 
 
@@ -382,17 +246,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _type_names(keep: pa.Schema) -> dict[str, str]:
-    return {field.name: str(field.type) for field in keep}
-
-
-def _refuse_other_types(keep: pa.Schema, found: pa.Schema) -> None:
-    for field in keep:
-        other = found.field(field.name).type
-        if other != field.type:
-            raise InputError(
-                f"the kept column {field.name} is {field.type} in the current snapshot and {other} in new files; "
-                "cast it in the input, or give another store.uri"
-            )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import EncoderSettings
+from pipeline.config import EncoderSettings, redact_uri
 from pipeline.errors import StoreError, UsageError
 from pipeline.model import describe_model, fetch_model
 from pipeline.snapshots.manifest import Manifest
@@ -110,6 +111,7 @@ def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -
 
     Raises:
         UsageError: k below 1, or queries of another dim.
+        StoreError: a shard of the snapshot is missing or damaged.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1: {k}")
@@ -158,7 +160,8 @@ def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.fl
     def read(index: int) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
         shard = shards[index]
         begin, num_bytes = shard["vector_begin"], shard["num_rows"] * dim * dtype.itemsize
-        data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
+        with _present(snapshot, shard["file"]):
+            data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
         if len(data) != num_bytes:
             raise StoreError(
                 f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; "
@@ -177,6 +180,17 @@ def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.fl
             yield index, future.result()
 
 
+@contextmanager
+def _present(snapshot: Snapshot, file: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(
+            f"embedding shard {file} is missing from the store {redact_uri(snapshot.storage.uri)}, though the "
+            "snapshot holds it; put it back, or embed again into another store"
+        ) from None
+
+
 def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list[list[str]], list[list[int]]]:
     """doc_id and chunk_index of each address (Q, K) = shard index << 32 | row."""
     unique, inverse = np.unique(addresses, return_inverse=True)
@@ -185,7 +199,7 @@ def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list
     files = snapshot.shards.column("file").to_pylist()
     for shard_index in np.unique(unique >> 32):
         places = np.flatnonzero(unique >> 32 == shard_index)
-        with snapshot.storage.open(files[shard_index]) as source:
+        with _present(snapshot, files[shard_index]), snapshot.storage.open(files[shard_index]) as source:
             table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", "chunk_index"])
         found = table.take(pa.array(unique[places] & 0xFFFFFFFF))
         for place, doc_id, chunk_index in zip(

@@ -29,16 +29,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from pipeline.errors import ModelError, NotSupportedError, StorageFault
 from pipeline.model import ModelDescription, cache_path, check_files
+from pipeline.prefixes import encode_texts, own_span
 from pipeline.schema import DOCUMENT_FIELDS, QUARANTINE_SCHEMA, SEQUENCE_FIELDS
 
 # An encoding holds about a hundred bytes a token until its ids are taken out; a piece bounds that.
 _PIECE_BYTES = 2**20
+
+# Characters of a text that are encoded first: prose has 4 to 6 a token, so that nearly always once is enough.
+_CHARS_PER_TOKEN = 64
 
 _RESOLVE = """
 import sys
@@ -56,6 +60,8 @@ class SequenceTokenizer:
     backend: Tokenizer
     prompt: str
     query_prompt: str
+    first_chars: int | None = None
+    """Characters of a text that are encoded first; None: all, since the end of a text is what is kept."""
 
     def query_ids(self, queries: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Token ids of each query, with the query prompt."""
@@ -163,7 +169,8 @@ def _load(folder: Path, description: ModelDescription) -> SequenceTokenizer:
     backend.enable_truncation(description.max_tokens, direction=description.truncation_side)
     if any(backend.encode("a").type_ids):
         raise NotSupportedError(f"token types in single texts, as {description.model} has")
-    return SequenceTokenizer(backend, description.prompt, description.query_prompt)
+    first_chars = description.max_tokens * _CHARS_PER_TOKEN if description.truncation_side == "right" else None
+    return SequenceTokenizer(backend, description.prompt, description.query_prompt, first_chars)
 
 
 def _lowers(normalizer: Any) -> bool:
@@ -206,47 +213,22 @@ def _placed(pieces: list[_Encoded]) -> Iterator[tuple[int, _Encoded]]:
 
 
 def _encode(tokenizer: SequenceTokenizer, texts: pa.StringArray) -> _Encoded:
-    prompted = [tokenizer.prompt + text for text in texts.to_pylist()]
-    encodings, failed = _encodings(tokenizer.backend, prompted)
+    num_chars = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)
+    encodings, failed = encode_texts(
+        tokenizer.backend, texts, num_chars, prompt=tokenizer.prompt, first_chars=tokenizer.first_chars
+    )
     sound = np.array([encoding is not None for encoding in encodings], bool)
     found = [encoding for encoding in encodings if encoding is not None]
     ids = [encoding.ids for encoding in found]
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
     truncated = np.fromiter((bool(encoding.overflowing) for encoding in found), bool, len(found))
     char_begin = np.zeros(len(found), np.int64)
-    char_end = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)[sound]
+    char_end = num_chars[sound]
     for index in np.flatnonzero(truncated):
-        char_begin[index], char_end[index] = _span(found[index], len(tokenizer.prompt))
+        span = np.array(own_span(found[index])) - len(tokenizer.prompt)
+        char_begin[index], char_end[index] = np.maximum(span, 0)
     all_ids = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
     return _Encoded(len(texts), all_ids, lengths, truncated, char_begin, char_end, failed)
-
-
-def _encodings(backend: Tokenizer, texts: list[str]) -> tuple[list[Encoding | None], dict[int, str]]:
-    """An encoding for each text, None where there is none; and why."""
-    encodings: list[Encoding | None]
-    failed: dict[int, str] = {}
-    try:
-        encodings = list(backend.encode_batch(texts))
-    except Exception:
-        encodings = [None] * len(texts)
-        for index, text in enumerate(texts):
-            try:
-                encodings[index] = backend.encode(text)
-            except Exception as error:
-                failed[index] = f"the tokenizer failed: {error}"
-    for index, encoding in enumerate(encodings):
-        if encoding is not None and not len(encoding):
-            encodings[index] = None
-            failed[index] = "the tokenizer finds no token in it"
-    return encodings, failed
-
-
-def _span(encoding: Encoding, prompt_length: int) -> tuple[int, int]:
-    """Characters of the document's own text that the kept tokens stand for."""
-    special = encoding.special_tokens_mask
-    own = [span for span, is_special in zip(encoding.offsets, special, strict=True) if not is_special]
-    begin, end = (own[0][0], own[-1][1]) if own else (0, 0)
-    return max(0, begin - prompt_length), max(0, end - prompt_length)
 
 
 def _sequences(documents: pa.Table, pieces: list[_Encoded], *, with_text: bool) -> pa.Table:
@@ -292,11 +274,30 @@ def _row_hashes(documents: pa.Table, keep: pa.Table) -> list[bytes]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times as integers: Python's own keep no nanoseconds."""
-    kind = column.type
-    if not pa.types.is_temporal(kind) or pa.types.is_interval(kind):
-        return column
-    return column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    """Times as integers, at any depth: Python's own keep no nanoseconds, and only the years 1 to 9999."""
+    integral = _integral(column.type)
+    return column if integral == column.type else column.cast(integral)
+
+
+def _integral(kind: pa.DataType) -> pa.DataType:
+    """A type with integers for times."""
+    types = pa.types
+    if types.is_temporal(kind) and not types.is_interval(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if types.is_dictionary(kind):
+        value = _integral(kind.value_type)
+        return kind if value == kind.value_type else value
+    if types.is_struct(kind):
+        return pa.struct([child.with_type(_integral(child.type)) for child in kind])
+    if types.is_map(kind):
+        key, item = (child.with_type(_integral(child.type)) for child in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, kind.keys_sorted)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        child = kind.value_field.with_type(_integral(kind.value_type))
+        if types.is_fixed_size_list(kind):
+            return pa.list_(child, kind.list_size)
+        return pa.list_(child) if types.is_list(kind) else pa.large_list(child)
+    return kind
 
 
 def _json_value(value: object) -> str:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.snapshots.records import Record
-from pipeline.splits import Split
+from pipeline.splits import Cut, Split
 
 Status = Literal["ok", "done", "failed"]
 
@@ -79,10 +79,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What goes into the flow: a planned split, and which ranges of it are recorded."""
+    """What goes into the flow: a planned split, and which splits of it are recorded."""
 
     split: Split
-    done: frozenset[tuple[int, int]] = frozenset()
+    done: frozenset[Cut] = frozenset()
 
     def to_item(self) -> dict[str, str]:
         """As a row of the source."""
@@ -92,7 +92,7 @@ class Work:
     def from_batch(cls, batch: pa.Table) -> list[Work]:
         """Of the rows of a source batch."""
         return [
-            cls(Split.from_json(split), frozenset((begin, end) for begin, end in json.loads(done)))
+            cls(Split.from_json(split), frozenset((begin, end, last) for begin, end, last in json.loads(done)))
             for split, done in zip(batch.column("split").to_pylist(), batch.column("done").to_pylist(), strict=True)
         ]
 

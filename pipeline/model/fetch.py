@@ -20,13 +20,14 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.config import EncoderSettings, redact_uri
-from pipeline.errors import ModelError, StorageFault
+from pipeline.errors import EnvironmentFault, ModelError, StorageFault
 from pipeline.uris import ObjectInfo, Storage
 
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_S = 10.0
+_TRY_AGAIN = (408, 429)  # too slow, too many requests
 
 # What this process has asked for already: a reader asks once a split, the hub should hear of it once.
 _found: dict[tuple[str, str | None], Path] = {}
@@ -45,8 +46,9 @@ def fetch_model(settings: EncoderSettings, storage_options: Mapping[str, Any] | 
         storage_options: fsspec's, for an object-storage prefix.
 
     Raises:
-        ModelError: there is no such folder, prefix, hub id or revision, or the hub cannot be reached.
+        ModelError: there is no such folder, prefix, hub id or revision, or the hub cannot be asked.
         StorageFault: the object storage, or the cache's disk, did not do what was asked.
+        EnvironmentFault: the hub, the network or the disk failed while the model was fetched.
     """
     key = (settings.model, settings.revision)
     if key not in _found or not _found[key].is_dir():
@@ -141,13 +143,22 @@ def _fetch_hub(model: str, revision: str | None) -> Path:
         raise ModelError(f"no such revision of the model: {name}") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"model not found: no folder and no hub id is called {name}; a private one needs HF_TOKEN"
+            f"model not found: there is no folder {model}, and the hub has no {name}; correct the path, or set "
+            "HF_TOKEN for a private model"
         ) from None
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"model not found: {name} is no folder, is not in this machine's cache, and the hub cannot be reached; "
-            "give a folder or an s3:// prefix that holds the model"
+            f"model not found: there is no folder {model}, and the hub could not be asked for {name}, of which this "
+            "machine's cache holds no whole copy; correct the path, or give a folder or an s3:// prefix with the model"
         ) from None
-    except (OSError, ValueError) as error:
-        sentence = " ".join(str(error).split())[:300]
-        raise ModelError(f"model cannot be fetched: {name}: {sentence}; give a folder that holds the model") from None
+    except Exception as error:  # those of its HTTP library are no OSError, and it has changed that library before
+        raise _unfetched(name, error) from None
+
+
+def _unfetched(name: str, error: Exception) -> ModelError | EnvironmentFault:
+    """What the hub refuses for good, against what may go well the next time."""
+    said = f"model cannot be fetched: {name}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ValueError) if status is None else status < 500 and status not in _TRY_AGAIN:
+        return ModelError(f"{said}; give a folder that holds the model")
+    return EnvironmentFault(f"{said}; run the same command again, with room on the disk of HF_HOME")

@@ -19,7 +19,7 @@ from pipeline.config import Input, SplitBounds
 from pipeline.read.documents import ReadSplit, Target
 from pipeline.read.jsonl import read_jsonl
 from pipeline.read.parquet import read_parquet
-from pipeline.splits import Split
+from pipeline.splits import Cut, Split
 from pipeline.uris import Storage
 
 __all__ = ["ReadSplit", "read_split"]
@@ -32,7 +32,7 @@ def read_split(
     keep: pa.Schema,
     bounds: SplitBounds,
     *,
-    done: Collection[tuple[int, int]] = frozenset(),
+    done: Collection[Cut] = frozenset(),
     quarantine_text: bool = False,
 ) -> Iterator[ReadSplit]:
     """The splits of a planned range, in order, with their documents; mostly it is one split as it is.
@@ -45,7 +45,7 @@ def read_split(
         split: the range, from `pipeline.splits`.
         keep: the kept columns with their types, from `pipeline.splits.check_columns`.
         bounds: where the range is cut.
-        done: ranges [begin, end) that are done: yielded without documents, hardly read if that can be helped.
+        done: splits that are done: yielded without documents, hardly read if that can be helped.
         quarantine_text: `store.quarantine_text`.
 
     Raises:

@@ -16,6 +16,7 @@ from pyarrow import types
 from pipeline.read.documents import Fault, Faults
 
 _FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError)
+_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
 
 
 def text_of_json(values: Sequence[object], name: str, faults: Faults) -> pa.Array:
@@ -48,6 +49,8 @@ def ids_of_json(values: Sequence[object], name: str, faults: Faults) -> pa.Array
 
 def text_of_arrow(column: pa.Array, name: str, faults: Faults) -> pa.Array:
     """A Parquet column of the template as large_string; other scalars as Python or Arrow writes them."""
+    if isinstance(column, pa.ExtensionArray):  # a UUID is bytes, JSON a string
+        column = column.storage
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if types.is_nested(column.type):
@@ -57,9 +60,14 @@ def text_of_arrow(column: pa.Array, name: str, faults: Faults) -> pa.Array:
     if types.is_boolean(column.type) or types.is_float64(column.type):
         # As in JSONL: the same row has the same content hash in either format.
         return pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.large_string())
-    if not _is_bytes(column.type):
+    if _is_bytes(column.type):
+        return _decoded(column, name, faults)
+    try:
         return column.cast(pa.string()).cast(pa.large_string())
-    return _decoded(column, name, faults)
+    except _FAILURES:  # times of an unknown time zone, for one
+        for position in np.flatnonzero(column.is_valid()):
+            faults.setdefault(int(position), Fault("wrong_type", f"{name} is {column.type}, which is no text"))
+        return pa.nulls(len(column), pa.large_string())
 
 
 def ids_of_arrow(column: pa.Array, name: str, faults: Faults) -> pa.Array:
@@ -131,7 +139,7 @@ def _is_bytes(type: pa.DataType) -> bool:
 
 
 def _is_binary(type: pa.DataType) -> bool:
-    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(is_kind(type) for is_kind in kinds)
 
 
@@ -174,10 +182,19 @@ def _fits(value: object, type: pa.DataType) -> bool:
     if value is None:
         return True
     if types.is_struct(type):
-        names = {child.name: child.type for child in type}
-        return isinstance(value, dict) and all(key in names and _fits(v, names[key]) for key, v in value.items())
-    if types.is_list(type) or types.is_large_list(type):
-        return isinstance(value, list) and all(_fits(item, type.value_type) for item in value)
+        return (
+            isinstance(value, dict)
+            and value.keys() <= {child.name for child in type}
+            and all(_fits_child(value.get(child.name), child) for child in type)
+        )
+    if types.is_map(type):
+        return isinstance(value, dict) and all(
+            _fits(key, type.key_type) and _fits_child(item, type.item_field) for key, item in value.items()
+        )
+    if any(is_kind(type) for is_kind in _LISTS):
+        if not isinstance(value, list) or len(value) != getattr(type, "list_size", len(value)):
+            return False
+        return all(_fits_child(item, type.value_field) for item in value)
     if isinstance(value, bool) or types.is_boolean(type):
         return isinstance(value, bool) and types.is_boolean(type)
     if types.is_integer(type):
@@ -185,6 +202,10 @@ def _fits(value: object, type: pa.DataType) -> bool:
     if types.is_floating(type):
         return isinstance(value, int | float)
     return isinstance(value, str)  # of dates and the like too: JSON has no others
+
+
+def _fits_child(value: object, field: pa.Field) -> bool:
+    return _fits(value, field.type) and (value is not None or field.nullable)
 
 
 def _fault(field: pa.Field, found: str, error: Exception) -> Fault:

@@ -34,7 +34,7 @@ from pipeline.read.documents import (
     quarantined_file,
 )
 from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.splits import Split
+from pipeline.splits import Cut, Split
 from pipeline.splits.streams import BOM, Source, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
 
@@ -46,12 +46,12 @@ _COUNT_BYTES = 2**20
 
 
 def read_jsonl(
-    storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[tuple[int, int]]
+    storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[Cut]
 ) -> Iterator[ReadSplit]:
     """The pieces of a range, in order; at least one.
 
     Args:
-        done: ranges [begin, end) of which no documents are wanted; their lines are not parsed.
+        done: splits of which no documents are wanted; their lines are not parsed.
 
     Raises:
         EnvironmentFault: storage failed, or the file is another by now.
@@ -62,7 +62,7 @@ def read_jsonl(
         made = replace(split, begin=piece.begin, end=piece.end, last=piece.last)
         if split.begin == 0:  # of other ranges nobody knows how many rows are before them
             made = replace(made, row_begin=first, row_end=num_rows)
-        if (piece.begin, piece.end) in done:
+        if (piece.begin, piece.end, piece.last) in done:
             counted = piece.count.total() if piece.error is None else None
             yield ReadSplit(made, None, QUARANTINE_SCHEMA.empty_table(), len(piece.lines), counted)
         else:

@@ -29,7 +29,7 @@ from pipeline.read.documents import (
     undecodable_rows,
 )
 from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.splits import Split, columns_read
+from pipeline.splits import Cut, Split, columns_read
 from pipeline.splits.footers import Footer, footer_of
 from pipeline.splits.plan import cut_rows, rows_within
 from pipeline.splits.streams import REQUEST_BYTES, Source, UndecodableError, decoding, open_source
@@ -44,12 +44,12 @@ _Part = tuple[int, int, pa.Table | None, str]  # rows [begin, end), their table,
 
 
 def read_parquet(
-    storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[tuple[int, int]]
+    storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[Cut]
 ) -> Iterator[ReadSplit]:
     """The splits of rows [begin, end), in order; at least one.
 
     Args:
-        done: ranges [begin, end) of which no documents are wanted; what needs them alone is not decoded.
+        done: splits of which no documents are wanted; what needs them alone is not decoded.
 
     Raises:
         EnvironmentFault: storage failed, or the file is another by now.
@@ -70,11 +70,11 @@ def read_parquet(
     yield made  # only now: on leaving, the file was seen to be unchanged
 
 
-def _read(rows: _RowReader, split: Split, target: Target, done: Collection[tuple[int, int]]) -> ReadSplit:
+def _read(rows: _RowReader, split: Split, target: Target, done: Collection[Cut]) -> ReadSplit:
     begin, end = split.begin, split.end
     assert end is not None
     split = replace(split, row_begin=begin, row_end=end)
-    if (begin, end) in done:
+    if (begin, end, split.last) in done:
         return ReadSplit(split, None, QUARANTINE_SCHEMA.empty_table(), end - begin, end - begin)
     made, quarantine = [target.schema.empty_table()], [QUARANTINE_SCHEMA.empty_table()]
     for first, last, table, message in rows.parts(begin, end):

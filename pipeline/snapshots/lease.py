@@ -5,7 +5,7 @@ it; that is what the conditional put of the manifest is for.
 
 A run is held while its counter moves, every 5 s. It is stale when the counter stood still for
 20 s on the observer's own monotonic clock (no clock is compared with another machine's), and at
-once if it ran on this host and boot and its process is gone.
+once if it ran on this host and boot and its process is gone. Those in doubt are watched together.
 
 Of two that start together one goes on. Each writes itself as "starting" and looks again; whoever
 sees a run that is "running", or one that is "starting" under a lesser id, gives way; whoever sees
@@ -21,7 +21,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -137,18 +137,18 @@ class Lease:
         Raises:
             ConflictError: another run holds it.
         """
-        for other in self._live():
-            self._wait_for(other)
+        self._wait_for(self._live())
         self._write()
         self._thread = threading.Thread(target=self._beat, name="vecmill-lease", daemon=True)
         self._thread.start()
         try:
+            later = []
             for other in self._live():
-                if other.state == "running" or other.run_id < self._run_id:
-                    if not self._is_gone(other):
-                        raise _held(other)
-                else:
-                    self._wait_for(other)
+                if other.state == "starting" and other.run_id > self._run_id:
+                    later.append(other)
+                elif not self._is_gone(other):
+                    raise _held(other)
+            self._wait_for(later)
             self._state = "running"
             self._write()
         except BaseException:
@@ -213,24 +213,34 @@ class Lease:
             return True
         return False
 
-    def _wait_for(self, run: RunState) -> None:
-        """Return when a run has ended or is stale; raise as soon as it is known to hold the lease."""
-        if self._is_gone(run):
-            return
-        if self._process.sees(run.process) and run.state == "running":
-            raise _held(run)
-        log.info("waiting to see whether run %s on %s is alive", run.run_id, run.process.host)
-        deadline = self._timing.clock() + self._timing.stale_s
-        while self._timing.clock() < deadline:
-            self._timing.sleep(_POLL_S)
-            found = read_run(self._storage, run.run_id)
-            if found is None or not found.is_live or self._is_gone(found):
-                return
-            if found.state == "running" and (found.counter != run.counter or self._process.sees(run.process)):
-                raise _held(found)
-            if found.counter != run.counter:  # it goes on waiting for others
-                run, deadline = found, self._timing.clock() + self._timing.stale_s
-        self._stale[run.run_id] = run.counter
+    def _wait_for(self, runs: Iterable[RunState]) -> None:
+        """Return when each of the runs has ended or is stale; raise as soon as one is known to hold the lease.
+
+        All are watched at once: killed runs stay in the store, and must not cost a wait each.
+        """
+        watched: dict[str, tuple[RunState, float]] = {}  # and when it is stale
+        for run in runs:
+            if self._is_gone(run):
+                continue
+            if self._process.sees(run.process) and run.state == "running":
+                raise _held(run)
+            log.info("waiting to see whether run %s on %s is alive", run.run_id, run.process.host)
+            watched[run.run_id] = (run, self._timing.clock() + self._timing.stale_s)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            while watched:
+                self._timing.sleep(_POLL_S)
+                now = self._timing.clock()  # before the reads, which take a while: a counter stood still until then
+                found = pool.map(lambda run_id: read_run(self._storage, run_id), watched)
+                for (run, stale_at), state in zip(list(watched.values()), found, strict=True):
+                    if state is None or not state.is_live or self._is_gone(state):
+                        del watched[run.run_id]
+                    elif state.state == "running" and (state.counter != run.counter or self._process.sees(run.process)):
+                        raise _held(state)
+                    elif state.counter != run.counter:  # it goes on waiting for others
+                        watched[run.run_id] = (state, now + self._timing.stale_s)
+                    elif now >= stale_at:
+                        self._stale[run.run_id] = run.counter
+                        del watched[run.run_id]
 
 
 def read_runs(storage: Storage, skip: Collection[str] = ()) -> list[RunState]:

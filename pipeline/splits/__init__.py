@@ -11,9 +11,10 @@ All of it runs in the driver, before any work; `pipeline.read` then turns ranges
 
 from pipeline.splits.columns import check_columns, columns_read, plan_files
 from pipeline.splits.files import InputFile, file_format, list_input
-from pipeline.splits.plan import Split, limit_splits, plan_file, split_id
+from pipeline.splits.plan import Cut, Split, limit_splits, plan_file, split_id
 
 __all__ = [
+    "Cut",
     "InputFile",
     "Split",
     "check_columns",

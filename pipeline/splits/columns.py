@@ -1,8 +1,9 @@
 """Columns are checked before any work: those that the config names must be there, and of use.
 
 Kept columns get their types here, once for the whole corpus: of Parquet the files' own, of JSONL
-what most of the first lines hold. A type is taken only once: given the types of the snapshot
-before, new files are read into those.
+what most of the first lines hold. They are types that Parquet gives back as they are, since the
+next run takes them from a shard. A type is taken only once: given the types of the snapshot before,
+new files are read into those, and lines are not looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import types
 
 from pipeline.config import Input, SplitBounds
@@ -32,11 +34,21 @@ _NUM_THREADS = 16
 
 
 def plan_files(
-    storage: Storage, files: Sequence[InputFile], input: Input, bounds: SplitBounds, known: pa.Schema | None = None
+    storage: Storage,
+    files: Sequence[InputFile],
+    input: Input,
+    bounds: SplitBounds,
+    known: pa.Schema | None = None,
+    *,
+    sample: bool = True,
 ) -> tuple[list[Split], pa.Schema]:
     """`plan_file` of all files and `check_columns`, opening each Parquet file once.
 
     Returns the splits in the order of the files, and the kept columns. Errors as those two.
+
+    Args:
+        known: as `check_columns`.
+        sample: False if the files are the rest of a corpus whose lines were sampled before.
     """
     columns = columns_read(input)
     parquet = [file for file in files if _is_parquet(file, input)]
@@ -46,7 +58,8 @@ def plan_files(
         for file, footer in zip(parquet, pool.map(lambda f: read_footer(storage, f, columns), parquet), strict=True):
             types_seen.add_footer(file, footer)
             planned[file.uri] = plan_parquet(file, footer, bounds)
-    _sample_jsonl(storage, [file for file in files if not _is_parquet(file, input)], types_seen)
+    if known is None and sample:
+        _sample_jsonl(storage, [file for file in files if not _is_parquet(file, input)], types_seen)
     for file in files:
         if file.uri not in planned:
             planned[file.uri] = plan_file(storage, file, bounds, input.format)
@@ -67,7 +80,10 @@ def check_columns(
     that cannot be read are passed over: the reader quarantines them.
 
     Args:
-        known: the kept columns of the snapshot before; their types stay if new files allow it.
+        known: the kept columns of the snapshot before, none of them maybe; their types stay if new
+            files allow it. Lines are not sampled then: of a few new ones no judgement about columns
+            can be made. One that lacks a column has a null there, one that is no JSON is quarantined.
+            None: the corpus was not seen before.
 
     Raises:
         InputError: a column is missing, cannot be text or an id, or has types that do not go together.
@@ -90,7 +106,8 @@ class _TypesSeen:
 
     def schema(self) -> pa.Schema:
         # Nothing but nulls or empty files so far: text holds whatever comes.
-        return pa.schema([pa.field(name, self._seen.get(name, (pa.string(), ""))[0]) for name in self.input.keep])
+        seen = {name: self._seen.get(name, (pa.string(), ""))[0] for name in self.input.keep}
+        return pa.schema([pa.field(name, canonical(name, type)) for name, type in seen.items()])
 
     def add_footer(self, file: InputFile, footer: Footer) -> None:
         if footer.error is not None:
@@ -113,6 +130,18 @@ class _TypesSeen:
         if together is None:
             raise InputError(f"input.keep: {name} is {before} in {before_uri} and {type} in {uri}; make them one type")
         self._seen[name] = (together, before_uri if together == before else uri)
+
+
+def canonical(name: str, type: pa.DataType) -> pa.DataType:
+    """The type that a column of this name and type has once it is read back from Parquet.
+
+    List items are called element there, seconds are milliseconds, date64 is date32. The types of kept
+    columns are part of the shard fingerprint: the same corpus must have the same, whether they come
+    from its files or from a shard.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.schema([pa.field(name, type)]).empty_table(), sink)
+    return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata().field(0).type
 
 
 def _is_parquet(file: InputFile, input: Input) -> bool:

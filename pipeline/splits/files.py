@@ -103,7 +103,7 @@ def list_input(storage: Storage, name: str | None, format: str | None, clock: Cl
         clock: for tests.
 
     Raises:
-        InputError: there is nothing to read.
+        InputError: there is nothing to read, or a file's name is no UTF-8.
         NotSupportedError: a file in a format that is to come.
         ChangedError: a file is being written all the while.
     """
@@ -136,7 +136,19 @@ def _hidden(name: str) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(_printable, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _refuse_odd_name(storage: Storage, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a local name may be any bytes; ids, records and columns are UTF-8
+        uri = _printable(storage.full_uri(name))
+        raise InputError(f"the name of an input file is not UTF-8: {uri}; rename it") from None
 
 
 def _nothing(storage: Storage, listed: Sequence[ObjectInfo], visible: Sequence[ObjectInfo]) -> str:
@@ -150,6 +162,8 @@ def _nothing(storage: Storage, listed: Sequence[ObjectInfo], visible: Sequence[O
 
 def _settled(storage: Storage, infos: Sequence[ObjectInfo], clock: Clock) -> list[InputFile]:
     """The files once each weak identity among them has stood for `SETTLED_S`."""
+    for info in infos:
+        _refuse_odd_name(storage, info.name)
     settled = [info for info in infos if not _young(info, clock)]
     waiting = [info for info in infos if _young(info, clock)]
     for _ in range(_SETTLE_ROUNDS):

@@ -75,6 +75,11 @@ class Split:
         return cls(**{**value, "file": InputFile(**value["file"])})
 
 
+Cut = tuple[int, int, bool]
+"""begin, end and `last` of a split. The same range may be recorded as a file's last and as not: a `--limit` may
+end where a stream is cut, which only who reads on finds out."""
+
+
 def split_id(file_id: str, begin: int, end: int) -> str:
     """32 hex digits over the file and the range."""
     return hashlib.blake2b(f"{file_id}\0{begin}\0{end}".encode(), digest_size=16).hexdigest()

@@ -85,6 +85,9 @@ class Source(io.RawIOBase):
         except VecmillError as error:
             self.fault = error
             raise
+        except FileNotFoundError as error:
+            self.fault = _gone(self.uri)
+            raise self.fault from error
         except Exception as error:
             self.fault = StorageFault(f"cannot read {self.uri}: {error}")
             raise self.fault from error
@@ -104,9 +107,13 @@ def open_source(storage: Storage, file: InputFile, *, buffered: bool = False) ->
     try:
         opened = (storage.open if buffered else storage.open_unbuffered)(file.uri, expect=file.info)
     except FileNotFoundError:
-        raise ChangedError(f"listed and gone by now: {uri}; run again") from None
+        raise _gone(uri) from None
     with opened:
         yield Source(cast(BinaryIO, opened), uri)
+
+
+def _gone(uri: str) -> ChangedError:
+    return ChangedError(f"listed and gone by now: {uri}; run again")
 
 
 @contextmanager

@@ -17,11 +17,15 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.uris._objects import ObjectInfo, changed, from_os_error
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -107,7 +111,10 @@ class LocalFolder:
 
 
 class _CheckedFile(io.FileIO):
-    """A file that must be the one expected when it is opened, and still when it is closed."""
+    """A file that must be the one expected when it is opened, and still when it is closed.
+
+    Networks stand behind some folders: each call may fail (ESTALE, EIO), and leaves here as a fault of storage.
+    """
 
     def __init__(self, path: str, expect: ObjectInfo | None) -> None:
         self._expect = None  # so that a failed open closes without a check
@@ -121,8 +128,25 @@ class _CheckedFile(io.FileIO):
             raise
 
     def _check(self) -> None:
-        if self._expect is not None and _info("", os.fstat(self.fileno())).identity != self._expect.identity:
-            raise changed(str(self.name))
+        with _translated(str(self.name)):
+            if self._expect is not None and _info("", os.fstat(self.fileno())).identity != self._expect.identity:
+                raise changed(str(self.name))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with _translated(str(self.name)):
+            return super().read(size)
+
+    def readall(self) -> bytes:
+        with _translated(str(self.name)):
+            return super().readall()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        with _translated(str(self.name)):
+            return super().readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        with _translated(str(self.name)):
+            return super().seek(offset, whence)
 
     def close(self) -> None:
         if self.closed:

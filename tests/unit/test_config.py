@@ -79,6 +79,7 @@ def test_an_unknown_key_like_no_other_is_refused_with_the_known_ones() -> None:
         ({"splits.max_bytes": "lots"}, r"splits\.max_bytes: .*got 'lots'"),
         ({"splits.max_rows": 0}, r"splits.*max_rows.*0"),
         ({"splits.max_bytes": 0}, r"splits.*max_bytes.*0"),
+        ({"splits.max_bytes": 2**30 + 1}, r"splits\.max_bytes must be at most 1GiB: 1073741825"),
         ({"cluster.encoders": 0}, r"cluster\.encoders must be at least 1: 0"),
         ({"cluster.encoders": {"min": 3, "max": 2}}, r"cluster\.encoders: min 3 is above max 2"),
         ({"limits.max_quarantined_ratio": 1.5}, r"limits\.max_quarantined_ratio: .*got 1\.5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Input, SplitBounds
+from pipeline.flow.rows import Work
 from pipeline.planning import KnownRecords, carried_files, left_to_do, without
 from pipeline.read import read_split
 from pipeline.snapshots.records import Record
@@ -97,9 +99,9 @@ def test_what_is_recorded_of_a_range_goes_along_and_no_more() -> None:
     cuts = [(0, 100), (100, 150), (150, 180), (90, 120), (200, 300)]
     known = KnownRecords([*(_record(file, *cut) for cut in cuts), _record(other, 100, 120)])
     [work] = left_to_do([_split(file, 100, 200)], known)
-    assert work.done == {(100, 150), (150, 180)}
+    assert work.done == {(100, 150, False), (150, 180, False)}
     [work] = left_to_do([_split(file, 100, None, last=None)], known)
-    assert work.done == {(100, 150), (150, 180), (200, 300)}
+    assert work.done == {(100, 150, False), (150, 180, False), (200, 300, False)}
 
 
 def test_a_file_with_a_new_identity_is_planned_anew() -> None:
@@ -157,7 +159,7 @@ def test_what_an_older_cut_left_whole_is_not_done_again(tmp_path: Path, kind: in
     planned = plan_file(storage, files[kind], _bounds(rows=50), None, ["text"])
     assert left_to_do(planned, KnownRecords(older)) == []
     [work] = left_to_do(planned, KnownRecords(older[1:]))
-    assert work.done == {(record.begin, record.end) for record in older[1:]}
+    assert work.done == {(record.begin, record.end, record.last) for record in older[1:]}
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
@@ -175,3 +177,23 @@ def test_a_limit_is_done_once_and_taken_over_by_a_full_run(tmp_path: Path, kind:
     full, num_done = _run(storage, plan_file(storage, files[kind], bounds, None, ["text"]), bounds, more)
     assert num_done == 4
     assert KnownRecords(full).tiling(files[kind]) is not None
+
+
+def test_a_limit_that_ends_where_a_stream_is_cut_does_not_end_the_file(tmp_path: Path) -> None:
+    """The limit knows nothing of the fault behind its last document; whoever reads on must get to record it."""
+    lines = b'{"text": "abc"}\n' * 2**12  # a decoder's block, so that none of them is lost with the fault
+    packed = zlib.compressobj(wbits=31)
+    (tmp_path / "c.jsonl.gz").write_bytes(packed.compress(lines) + packed.flush(zlib.Z_FULL_FLUSH))
+    storage, bounds = Storage(str(tmp_path)), _bounds(rows=1000)
+    [file] = [InputFile(i.name, i.size, i.identity, i.identity_kind) for i in storage.list()]
+    part, _ = _run(storage, limit_splits(storage, [file], bounds, 2**12), bounds, [])
+    assert (part[-1].begin, part[-1].end, part[-1].last) == (64_000, len(lines), False)
+    full, num_done = _run(storage, plan_file(storage, file, bounds, None), bounds, part)
+    assert num_done == 4
+    assert (full[-1].begin, full[-1].end, full[-1].last) == (64_000, len(lines), True)
+    assert KnownRecords(full).tiling(file) is not None
+
+
+def test_work_survives_its_way_into_the_flow() -> None:
+    work = Work(_split(_file(), 0, 200, last=True), frozenset({(0, 100, False), (100, 200, True)}))
+    assert Work.from_batch(pa.Table.from_pylist([work.to_item()])) == [work]

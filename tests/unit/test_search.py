@@ -83,6 +83,21 @@ def test_a_damaged_shard_is_named_never_answered_from(tmp_path: Path) -> None:
         exact_search(snapshot, unit(1, 2), 3)
 
 
+def test_a_missing_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = make_snapshot(tmp_path, [unit(20, 1), unit(20, 2)])
+    (tmp_path / "s1").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=f"shard s1 is missing from the store {tmp_path}"):
+        exact_search(snapshot, unit(1, 2), 3)
+
+    def then_gone(storage: Storage, name: str) -> None:  # between the vectors and the ids
+        raise FileNotFoundError(f"not found: {name}")
+
+    (tmp_path / "away").rename(tmp_path / "s1")
+    monkeypatch.setattr(Storage, "open", then_gone)
+    with pytest.raises(StoreError, match="shard s. is missing"):
+        exact_search(snapshot, unit(1, 2), 3)
+
+
 @pytest.mark.parametrize(
     ("queries", "k", "message"), [(unit(1, 2), 0, "k must"), (np.ones((1, 3), np.float32), 1, "dim 8")]
 )

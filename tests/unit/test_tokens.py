@@ -1,9 +1,11 @@
 """Sequences: the library's own token ids, and what is told of each document."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,26 @@ def test_truncation_is_told_with_the_last_character_kept(tiny: Path) -> None:
     assert sequences["num_chunks"].to_pylist() == [1, 1]
 
 
+def test_a_long_text_is_told_as_if_all_of_it_were_encoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the time said " * 400, "there", "it " * 3000 + "x" * 300]
+    _, tokenizer = loaded(tiny, prompt="to: ")
+    assert tokenizer.first_chars == 64 * 48
+    whole = tokenize(documents(texts), replace(tokenizer, first_chars=None), input_file="f")
+    assert tokenize(documents(texts), tokenizer, input_file="f").sequences.equals(whole.sequences)
+    assert whole.sequences["truncated"].to_pylist() == [True, False, True]
+
+
+def test_truncation_on_the_left_keeps_the_end_of_a_long_text(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "left"))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    write_json(path / "tokenizer_config.json", {**config, "truncation_side": "left"})
+    _, tokenizer = loaded(path)
+    text = "the " * 5000 + "there"
+    (row,) = tokenize(documents([text]), tokenizer, input_file="f").sequences.to_pylist()
+    assert (row["truncated"], row["num_tokens"], row["char_end"]) == (True, 48, len(text))
+    assert row["input_ids"] == ids_of_library(path, [text])[0]
+
+
 def test_characters_are_counted_not_bytes(tiny: Path) -> None:
     _, tokenizer = loaded(tiny)
     sequences = tokenize(documents(["北京 🎉"]), tokenizer, input_file="f").sequences
@@ -166,6 +188,61 @@ def test_the_row_hash_sees_id_content_and_kept_values(tiny: Path) -> None:
     hashes = [row_hash("a", "x"), row_hash("b", "x"), row_hash("a", "y"), *(row_hash("a", "x", k=k) for k in kept)]
     assert len(set(hashes)) == len(hashes)
     assert row_hash("a", "x", k=kept[0]) == row_hash("a", "x", k=pa.array([1]))
+
+
+_SECONDS = 2**62  # far outside of Python's years
+_TIME = pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.timestamp("s"),
+        pa.duration("s"),
+        pa.date32(),
+        pa.list_(_TIME),
+        pa.large_list(pa.duration("s")),
+        pa.list_(_TIME, 1),
+        pa.struct([("a", pa.date32()), ("b", pa.list_(pa.struct([("c", _TIME)])))]),
+        pa.map_(pa.string(), _TIME),
+        pa.map_(_TIME, pa.string()),
+        pa.dictionary(pa.int32(), _TIME),
+        pa.list_(pa.dictionary(pa.int32(), _TIME)),
+    ],
+    ids=str,
+)
+def test_times_at_any_depth_outside_of_pythons_years_are_hashed(tiny: Path, kind: pa.DataType) -> None:
+    """One such value raised OverflowError for all of the split."""
+    _, tokenizer = loaded(tiny)
+
+    def array(kind: pa.DataType, value: int) -> pa.Array:
+        if pa.types.is_dictionary(kind):
+            return pa.DictionaryArray.from_arrays(pa.array([0], kind.index_type), array(kind.value_type, value))
+        if pa.types.is_struct(kind):
+            return pa.StructArray.from_arrays([array(child.type, value) for child in kind], fields=list(kind))
+        if pa.types.is_map(kind):
+            return pa.MapArray.from_arrays([0, 1], array(kind.key_type, value), array(kind.item_type, value))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.FixedSizeListArray.from_arrays(array(kind.value_type, value), type=kind)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            made = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
+            return made.from_arrays([0, 1], array(kind.value_type, value), type=kind)
+        if pa.types.is_string(kind):
+            return pa.array([str(value)])
+        return (
+            pa.array([value % 2**30 if kind.bit_width == 32 else value])
+            .cast(pa.int64())
+            .cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+            .view(kind)
+        )
+
+    def row_hash(value: int) -> bytes:
+        sequences = tokenize(documents(["x"], k=array(kind, value)), tokenizer, input_file="f").sequences
+        assert sequences["k"].type == kind
+        return bytes(sequences["row_hash"][0].as_py())
+
+    assert row_hash(_SECONDS + 2**30 - 1) == row_hash(_SECONDS + 2**30 - 1)
+    assert row_hash(_SECONDS + 2**30 - 1) != row_hash(_SECONDS + 2**30 - 2)
 
 
 class _Fails:

@@ -191,7 +191,7 @@ def test_a_range_that_is_recorded_comes_back_as_a_status_row(tiny: Path, tmp_pat
     files = list_input(context.input_storage, None, None, SETTLED)
     [split], _ = plan_files(context.input_storage, files, context.config.input, context.config.splits)
     assert split.end is not None
-    done = Work(split, frozenset({(split.begin, split.end)}))
+    done = Work(split, frozenset({(split.begin, split.end, True)}))
     [row] = ReadStage(context)(pa.Table.from_pylist([done.to_item()]))
     assert Row.unpack(row).report.status == "done"
     written = Written.unpack(WriteStage(context)(EncodeStage(context, None)(row)).to_pylist()[0])

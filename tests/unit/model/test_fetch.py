@@ -7,10 +7,11 @@ from typing import Any, BinaryIO, ClassVar
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from httpx2 import ProxyError, RemoteProtocolError, Request, Response
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from pipeline.config import EncoderSettings
-from pipeline.errors import ModelError, StorageFault
+from pipeline.errors import EnvironmentFault, ModelError, StorageFault
 from pipeline.model import fetch, fetch_model
 from pipeline.uris import ObjectInfo
 
@@ -143,18 +144,23 @@ def test_a_pinned_commit_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPat
     assert fetch_model(settings("owner/name", "a" * 40)) == tmp_path
 
 
+def refused(kind: type[HfHubHTTPError], status: int) -> Exception:
+    return kind("no", response=Response(status, request=Request("GET", "http://hub")))
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
         (
             lambda: LocalEntryNotFoundError("no\nway"),
-            "is no folder, is not in this machine's cache, and the hub cannot",
+            "there is no folder owner/name, and the hub could not be asked for owner/name",
         ),
-        (lambda: OSError("disk\nfull"), "cannot be fetched: owner/name: disk full"),
+        (lambda: refused(RepositoryNotFoundError, 404), "there is no folder owner/name, and the hub has no owner/name"),
+        (lambda: refused(HfHubHTTPError, 403), "cannot be fetched: owner/name: no"),
         (lambda: ValueError("bad"), "cannot be fetched: owner/name: bad"),
     ],
 )
-def test_the_hub_fails_with_a_sentence(
+def test_a_model_that_the_hub_does_not_give_is_told_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], sentence: str
 ) -> None:
     def download(model: str, **kwargs: Any) -> str:
@@ -164,3 +170,28 @@ def test_the_hub_fails_with_a_sentence(
     with pytest.raises(ModelError, match=sentence) as caught:
         fetch_model(settings("owner/name"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (lambda: OSError(28, "No space\nleft"), "No space left"),
+        (lambda: ProxyError("proxy away"), "proxy away"),
+        (lambda: RemoteProtocolError(""), "RemoteProtocolError"),
+        (lambda: refused(HfHubHTTPError, 503), "no"),
+        (lambda: refused(HfHubHTTPError, 429), "no"),
+    ],
+)
+def test_a_disk_or_a_network_that_fails_is_no_fault_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], sentence: str
+) -> None:
+    def download(model: str, **kwargs: Any) -> str:
+        raise error()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(
+        EnvironmentFault, match=f"cannot be fetched: owner/name: .*{sentence}.*; run the same"
+    ) as caught:
+        fetch_model(settings("owner/name"))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 75

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -64,6 +64,26 @@ def _unchecked(type: pa.DataType) -> pa.Array:
     return BAD_UTF8.cast(pa.large_binary()).view(type) if type.equals(pa.large_string()) else BAD_UTF8.view(type)
 
 
+def test_bytes_of_one_length_are_text_where_they_are_utf8() -> None:
+    values = [b"abc", b"a\xffb", None, b"\xe2\x82\xac"]
+    column = pa.array(values, pa.binary(3))
+    for array in (column, column.dictionary_encode()):
+        for read in (text_of_arrow, ids_of_arrow):
+            faults: Faults = {}
+            assert read(array, "t", faults).to_pylist() == ["abc", None, None, "€"]
+            assert _reasons(faults) == {1: "invalid_utf8"}
+    faults = {}
+    assert text_of_arrow(pa.array([b"\xff" * 16, b"a" * 16], pa.uuid()), "t", faults).to_pylist() == [None, "a" * 16]
+    assert _reasons(faults) == {0: "invalid_utf8"}
+
+
+def test_a_column_that_cannot_be_written_as_text_is_quarantined_not_raised() -> None:
+    faults: Faults = {}
+    column = pa.array([0, None], pa.timestamp("ms", "Nowhere/X"))
+    assert text_of_arrow(column, "t", faults).to_pylist() == [None, None]
+    assert _reasons(faults) == {0: "wrong_type"}
+
+
 def test_the_same_value_is_the_same_text_in_parquet_and_jsonl() -> None:
     for values in ([1, None, -5], [1.5, 1e16, 0.1, None], [True, False]):
         assert text_of_arrow(pa.array(values), "t", {}).equals(text_of_json(values, "t", {}))
@@ -86,6 +106,21 @@ def test_nested_arrow_text_and_odd_ids_are_faults() -> None:
         (pa.string(), ["a", None], ["a", None], [1, True, ["a"], {}]),
         (pa.bool_(), [True, None], [True, None], [1, "true"]),
         (pa.list_(pa.int64()), [[1], [], None], [[1], [], None], [1, ["a"], {}, [1.5]]),
+        (pa.list_(pa.int64(), 2), [[1, None], None], [[1, None], None], [[1], [1, 2, 3], [1, "a"], 1]),
+        (pa.large_list(pa.int64()), [[1], None], [[1], None], [1, ["a"], [1.5]]),
+        (pa.list_(pa.field("element", pa.int64(), nullable=False)), [[1]], [[1]], [[None], [1, None]]),
+        (
+            pa.map_(pa.string(), pa.int64()),
+            [{"a": 1, "b": None}, None],
+            [[("a", 1), ("b", None)], None],
+            [[], {"a": "b"}],
+        ),
+        (
+            pa.list_(pa.timestamp("ms")),
+            [["1970-01-01"], None],
+            [[datetime(1970, 1, 1)], None],
+            [["x"], [1], "1970-01-01"],
+        ),
         (pa.struct([("x", pa.int64())]), [{"x": 1}, None], [{"x": 1}, None], [{"x": "a"}, {"y": 1}, [1]]),
         (pa.date32(), ["2020-01-02", None], [date(2020, 1, 2), None], ["no date", 5.5, 5]),
     ],

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from pipeline.config import Input, SplitBounds
 from pipeline.read import ReadSplit, read_split
-from pipeline.splits import limit_splits, list_input, plan_file
+from pipeline.splits import Cut, limit_splits, list_input, plan_file
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
 
 LATER = Clock(now_ns=lambda: 2**62)
 INPUT = Input(uri="x")
 NO_KEEP = pa.schema([])
-NOTHING: frozenset[tuple[int, int]] = frozenset()
+NOTHING: frozenset[Cut] = frozenset()
 
 LINE = st.one_of(
     st.text(min_size=1, max_size=8).map(
@@ -86,7 +86,7 @@ ANY_FILE = st.one_of(
 
 
 def _read(
-    name: str, content: bytes, bounds: SplitBounds, limit: int | None = None, done: frozenset[tuple[int, int]] = NOTHING
+    name: str, content: bytes, bounds: SplitBounds, limit: int | None = None, done: frozenset[Cut] = NOTHING
 ) -> list[ReadSplit]:
     with tempfile.TemporaryDirectory() as root:
         Path(root, name).write_bytes(content)
@@ -198,7 +198,9 @@ def test_with_any_pieces_done_the_pieces_are_the_same(
 ) -> None:
     full = _read(*file, bounds, limit)
     ranges = _ranges(full)
-    again = _read(*file, bounds, limit, frozenset(ranges[i] for i in done if i < len(ranges)))
+    again = _read(
+        *file, bounds, limit, frozenset((*ranges[i], bool(full[i].split.last)) for i in done if i < len(ranges))
+    )
     assert _ranges(again) == ranges
     for i, (one, other) in enumerate(zip(again, full, strict=True)):
         assert replace(one.split, file=other.split.file) == other.split

@@ -154,7 +154,16 @@ def test_lines_of_pieces_that_are_done_are_not_parsed(tmp_path: Path, monkeypatc
         return parse(line)
 
     monkeypatch.setattr(jsonl, "_parsed", counting)
-    made = list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds, done={(0, 140), (280, 420)}))
+    made = list(
+        read_split(
+            storage,
+            split,
+            Input(uri="x"),
+            pa.schema([]),
+            bounds,
+            done={(0, 140, False), (280, 420, False), (420, 560, True)},
+        )
+    )
     assert [one.documents is None for one in made] == [True, False, True, False, False]
     assert parsed == [*range(140, 280, 14), *range(420, 700, 14)]
 

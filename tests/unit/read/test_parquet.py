@@ -117,8 +117,8 @@ def test_a_row_group_that_cannot_be_decoded_costs_its_own_rows(tmp_path: Path, r
     assert all(one.num_documents == one.num_counted for one in made)
 
 
-@pytest.mark.parametrize("done", [set(), {(0, 3000)}, {(3000, 6000), (6000, 9000)}, {(15_000, 18_000)}])
-def test_a_cut_row_group_is_read_up_to_what_cannot_be_decoded(tmp_path: Path, done: set[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("begins", [(), (0,), (3000, 6000), (15_000,)])
+def test_a_cut_row_group_is_read_up_to_what_cannot_be_decoded(tmp_path: Path, begins: tuple[int, ...]) -> None:
     path = tmp_path / "a.parquet"
     texts = [f"{random.Random(i).getrandbits(64)} {i}" for i in range(30_000)]
     pq.write_table(pa.table({"text": texts}), path, use_dictionary=False, data_page_size=10_000)
@@ -132,10 +132,11 @@ def test_a_cut_row_group_is_read_up_to_what_cannot_be_decoded(tmp_path: Path, do
     bad = [row for one in full for row in one.quarantine.to_pylist()]
     assert [row["row"] for row in bad] == list(range(len(good), 30_000))
     assert len({row["message"] for row in bad}) == 1
+    done = {(begin, begin + 3000, False) for begin in begins}
     again = list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds, done=done))
     for one, other in zip(again, full, strict=True):
         assert one.split == other.split
-        is_done = (one.split.begin, one.split.end) in done
+        is_done = one.split.begin in begins
         assert one.documents == (None if is_done else other.documents)
         assert is_done or one.quarantine == other.quarantine
 
@@ -177,7 +178,7 @@ def test_a_large_row_group_is_fetched_once_and_no_further_than_wanted(
     assert _column(made, "row") == list(range(20_000))
     assert 20_000_000 < sum(sizes) < 21_000_000
     sizes.clear()
-    done = {(begin, begin + 1000) for begin in range(0, 20_000, 1000) if begin not in (2000, 4000)}
+    done = {(begin, begin + 1000, begin == 19_000) for begin in range(0, 20_000, 1000) if begin not in (2000, 4000)}
     made = list(read_split(storage, split, Input(uri="x"), pa.schema([]), bounds, done=done))
     assert _column(made, "row") == [*range(2000, 3000), *range(4000, 5000)]
     assert sum(sizes) < 7_000_000

@@ -99,6 +99,33 @@ def test_another_host_is_stale_after_20_s_without_a_beat(storage: Storage) -> No
         assert 20 <= time.now < 22
 
 
+def test_killed_runs_of_other_hosts_are_watched_at_once(storage: Storage) -> None:
+    """They stay in the store: one after the other, each would cost every later run 20 s."""
+    for run_id in ("a", "b", "c"):
+        put_run(storage, run_id)
+    put_run(storage, "d", state="starting")
+    time = Time()
+    with Lease(storage, "e", timing=time.timing):
+        assert 20 <= time.now < 22
+
+
+def test_a_live_run_among_killed_ones_is_seen_at_its_first_beat(storage: Storage) -> None:
+    for run_id in ("a", "b", "c"):
+        put_run(storage, run_id)
+    time = Time(lambda now: put_run(storage, "b", counter=2) if now == 5 else None)
+    with pytest.raises(ConflictError, match="run b holds"):
+        Lease(storage, "d", timing=time.timing).acquire()
+    assert time.now == 5
+
+
+def test_one_that_goes_on_waiting_is_watched_for_20_s_more(storage: Storage) -> None:
+    put_run(storage, "a")
+    put_run(storage, "b", state="starting")
+    time = Time(lambda now: put_run(storage, "b", state="starting", counter=2) if now == 15 else None)
+    with Lease(storage, "c", timing=time.timing):
+        assert 35 <= time.now < 37
+
+
 def test_another_host_that_beats_holds_the_lease(storage: Storage) -> None:
     def beat(now: float) -> None:
         if now == 5:

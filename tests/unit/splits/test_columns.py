@@ -13,9 +13,14 @@ import pytest
 
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import InputError
+from pipeline.read.columns import kept_of_arrow, kept_of_json
+from pipeline.read.documents import Faults
+from pipeline.schema import embedding_schema
 from pipeline.splits import check_columns, list_input, plan_file, plan_files
+from pipeline.splits.columns import canonical
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
+from pipeline.write import shard_bytes
 
 LATER = Clock(now_ns=lambda: 2**62)
 
@@ -117,6 +122,89 @@ def test_types_of_the_snapshot_before_stay(tmp_path: Path) -> None:
     _jsonl(tmp_path / "a.jsonl", {"text": "a", "n": 1})
     known = pa.schema([("n", pa.float64())])
     assert _check(tmp_path, known, keep=("n",)) == known
+
+
+@pytest.mark.parametrize("known", [pa.schema([]), pa.schema([("n", pa.float64())])])
+def test_lines_of_a_corpus_that_was_seen_before_are_not_judged(tmp_path: Path, known: pa.Schema) -> None:
+    """A nightly delta: one short file, of which a line may be broken, or every line lack a column."""
+    (tmp_path / "a.jsonl").write_text('{"text": \n')
+    _jsonl(tmp_path / "b.jsonl", {"text": "a"}, {"text": "b"})
+    assert _check(tmp_path, known, keep=tuple(known.names)) == known
+    storage, input = Storage(str(tmp_path)), Input(uri=str(tmp_path), id="id")
+    for name in ("a.jsonl", "b.jsonl"):
+        files = [file for file in list_input(storage, None, None, LATER) if file.uri == name]
+        assert len(plan_files(storage, files, input, SplitBounds(), sample=False)[0]) == 1
+        assert len(plan_files(storage, files, input, SplitBounds(), known)[0]) == 1
+        with pytest.raises(InputError, match=r"JSONL|no column id"):
+            plan_files(storage, files, input, SplitBounds())
+    _parquet(tmp_path / "c.parquet", body=pa.array(["a"]))
+    with pytest.raises(InputError, match=r"no column text in c\.parquet"):
+        _check(tmp_path, known, keep=tuple(known.names))
+
+
+# A type, a value of it in Arrow, and one in JSON if JSON has such values.
+_NESTED: list[tuple[pa.DataType, Any, Any]] = [
+    (pa.list_(pa.int64()), [1, 2], [1, 2]),
+    (pa.list_(pa.field("element", pa.int64(), nullable=False)), [1, 2], [1, 2]),
+    (pa.list_(pa.field("array", pa.large_string())), ["a"], ["a"]),
+    (pa.large_list(pa.int64()), [1, 2], [1, 2]),
+    (pa.list_(pa.float32(), 2), [1.0, 2.0], [1, 2.5]),
+    (pa.struct([("l", pa.list_(pa.string())), ("t", pa.timestamp("s"))]), {"l": ["a"], "t": 0}, {"t": "2020-01-02"}),
+    (pa.map_(pa.string(), pa.list_(pa.int64())), [("a", [1])], {"a": [1]}),
+    (pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("v", pa.date64())), [("a", 0)], None),
+    (pa.timestamp("s"), 0, "2020-01-02T03:04:05"),
+    (pa.timestamp("s", "Europe/Berlin"), 0, "2020-01-02T03:04:05Z"),
+    (pa.list_(pa.timestamp("s")), [0], ["2020-01-02"]),
+    (pa.date64(), 0, "2020-01-02"),
+    (pa.time32("s"), 0, None),
+    (pa.duration("s"), 0, None),
+    (pa.list_(pa.dictionary(pa.int8(), pa.string())), ["a"], ["a"]),
+]
+
+
+def _shard_type(column: pa.Array, type: pa.DataType) -> pa.DataType:
+    """What a shard gives back of a kept column k."""
+    schema = embedding_schema(2, "float32", pa.schema([("k", type)]), keep_text=False)
+    row = {"content_hash": bytes(16), "row_hash": bytes(16), "vector": [0.0, 1.0], "doc_id": "a", "truncated": False}
+    row |= dict.fromkeys(("chunk_index", "num_chunks", "char_begin", "char_end", "num_tokens"), 0)
+    rows = pa.Table.from_pylist([row] * len(column), schema=schema.remove(schema.get_field_index("k")))
+    data = shard_bytes(rows.append_column("k", column), schema).data
+    assert pq.read_table(pa.BufferReader(data))["k"].combine_chunks().equals(column)
+    return pq.read_schema(pa.BufferReader(data)).field("k").type
+
+
+@pytest.mark.parametrize(("type", "arrow", "json"), _NESTED, ids=str)
+def test_kept_types_are_those_that_a_shard_gives_back(tmp_path: Path, type: pa.DataType, arrow: Any, json: Any) -> None:
+    """Types are in the shard fingerprint: with others, the next run would find nothing of what this one made."""
+    values = pa.array([arrow, None], type)
+    _parquet(tmp_path / "a.parquet", text=pa.array(["a", "b"]), k=values)
+    kept = _check(tmp_path, keep=("k",)).field("k")
+    assert str(canonical("k", type)) == str(kept.type)
+    assert str(canonical("k", kept.type)) == str(kept.type)
+    faults: Faults = {}
+    columns = [kept_of_arrow(values, kept, faults)]
+    if json is not None:
+        columns.append(kept_of_json([json, None], kept, faults))
+    assert not faults
+    for column in columns:
+        assert column.is_valid().to_pylist() == [True, False]
+        found = _shard_type(column, kept.type)
+        assert (found, str(found)) == (kept.type, str(kept.type))
+    for known in (type, found):
+        assert str(_check(tmp_path, pa.schema([("k", known)]), keep=("k",)).field("k").type) == str(found)
+
+
+def test_kept_types_of_jsonl_are_those_that_a_shard_gives_back(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": "a", "k": [{"x": [1]}]})
+    kept = _check(tmp_path, keep=("k",)).field("k")
+    column = kept_of_json([[{"x": [1]}], None], kept, {})
+    assert str(kept.type) == str(_shard_type(column, kept.type)) == "list<element: struct<x: list<element: int64>>>"
+
+
+def test_kept_types_of_older_writers_are_those_that_a_shard_gives_back(tmp_path: Path) -> None:
+    rows = pa.table({"text": ["a"], "k": [[1]]})
+    pq.write_table(rows, tmp_path / "a.parquet", use_compliant_nested_type=False)
+    assert str(_check(tmp_path, keep=("k",)).field("k").type) == "list<element: int64>"
 
 
 def test_files_that_cannot_be_read_or_are_empty_are_passed_over(tmp_path: Path) -> None:

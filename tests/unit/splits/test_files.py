@@ -102,3 +102,14 @@ def test_another_identity_or_uri_is_another_file() -> None:
     assert len(file.file_id) == 32
     assert file.file_id == InputFile("a", 2, "x", "stat").file_id
     assert len({file.file_id, InputFile("b", 1, "x", "etag").file_id, InputFile("a", 1, "y", "etag").file_id}) == 3
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    storage = _touch(tmp_path, "a.jsonl", name)
+    for single in (None, name):
+        with pytest.raises(InputError, match=r"not UTF-8: .*caf\\udce9\.jsonl; rename it"):
+            list_input(storage, single, None, LATER)
+    (tmp_path / name).rename(tmp_path / os.fsdecode(b"caf\xe9.md"))
+    assert [file.uri for file in list_input(storage, None, None, LATER)] == ["a.jsonl"]
+    assert "caf\\udce9.md" in caplog.text

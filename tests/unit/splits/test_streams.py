@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, cast
 
 import pyarrow.parquet as pq
@@ -12,7 +13,9 @@ import pytest
 import zstandard
 
 from pipeline.errors import ChangedError, StorageFault
-from pipeline.splits.streams import Source, UndecodableError, decoding, open_text
+from pipeline.splits import InputFile
+from pipeline.splits.streams import Source, UndecodableError, decoding, open_source, open_text
+from pipeline.uris import Storage
 
 LINES = b"".join(b'{"text": "%d"}\n' % i for i in range(50_000))
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstandard.compress}
@@ -84,6 +87,25 @@ def test_a_fault_that_a_decoder_hides_is_still_storages() -> None:
     source = Source(_Failing(b"x" * 100, OSError("reset by peer"), after=0), "s3://b/a")
     with pytest.raises(StorageFault, match="reset by peer"), decoding(source):
         _hiding_decoder(source)
+
+
+@pytest.mark.parametrize("compression", ["gz", None])
+def test_a_file_deleted_while_it_is_read_has_changed(compression: str | None) -> None:
+    """An object store answers 404 in the middle of a file: the corpus changed, the storage is well."""
+    source = Source(_Failing(b"x" * 100, FileNotFoundError("not found"), after=0), "s3://b/a")
+    with pytest.raises(ChangedError, match="gone by now: s3://b/a"):
+        open_text(source, compression, 2**16).read()
+    assert isinstance(source.fault, ChangedError)
+
+
+def test_a_file_deleted_before_it_is_opened_has_changed(tmp_path: Path) -> None:
+    file = InputFile("a.jsonl", 1, "1-2-3", "stat")
+    for buffered in (False, True):
+        with (
+            pytest.raises(ChangedError, match=r"gone by now: .*a\.jsonl"),
+            open_source(Storage(str(tmp_path)), file, buffered=buffered),
+        ):
+            pass
 
 
 def test_plain_files_are_fetched_in_equal_requests() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -189,6 +191,37 @@ def test_links_are_followed_but_not_in_circles(storage: Storage, tmp_path: Path)
     (Path(storage.uri) / "real" / "up").symlink_to(storage.uri)
     (Path(storage.uri) / "dangling").symlink_to(tmp_path / "nothing")
     assert [(info.name, info.size) for info in storage.list()] == [("linked/b", 2), ("real/a", 1)]
+
+
+def test_a_read_that_fails_is_a_fault_of_storage(storage: Storage) -> None:
+    """A mounted folder may fail in the middle of a file; the message names it, the same command goes on."""
+    storage.put("x", b"one")
+    read_end, write_end = os.pipe()
+    with storage.open("x") as reader, storage.open_unbuffered("x") as raw:
+        for opened in (reader, raw):
+            os.dup2(write_end, opened.fileno())  # from now on, each read and seek fails
+        fails: list[Callable[[], object]] = [reader.read, lambda: reader.read(1), raw.read, lambda: raw.read(1)]
+        fails += [raw.readall, lambda: raw.readinto(bytearray(1)), lambda: raw.seek(1)]
+        for fail in fails:
+            with pytest.raises(StorageFault, match="storage failed at .*/x: "):
+                fail()
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_file_that_cannot_be_checked_at_close_is_a_fault_of_storage(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("x", b"one")
+    reader = storage.open("x", expect=storage.stat("x"))
+
+    def stale(_: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:  # pytest itself asks for files' states
+        patch.setattr(os, "fstat", stale)
+        with pytest.raises(StorageFault, match="storage failed at .*/x: Stale file handle"):
+            reader.close()
 
 
 def test_no_right_is_said(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

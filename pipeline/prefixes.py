@@ -1,0 +1,108 @@
+"""Encodings of texts at the cost of what is kept of them.
+
+The tokenizers library encodes all of a text, some 170 bytes a character, and truncates then: a
+text of 200 MB would take all of a reader's memory for 256 tokens. So a long text is encoded by a
+prefix, twice as long each time, until the prefix settles which tokens are kept. It does once
+enough words follow the last of them: a tokenizer's model sees one word (a piece of its
+pre-tokenizer) at a time, so that what comes after the cut can change only the words next to it.
+White space alone would not do: many languages have none, and a word may be cut anywhere.
+
+A text that is one word to its tokenizer is encoded whole, however long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Encoding, Tokenizer
+
+from pipeline.errors import Interrupted
+
+# What must follow the last kept token within a prefix. The words: no pre-tokenizer looks further ahead. The
+# characters: longer than any added token, such as "<|endoftext|>", of which a cut makes several words.
+_WORDS_BEHIND = 16
+_CHARS_BEHIND = 256
+
+# A panic in the tokenizers library is no Exception either; these are what must pass all the same.
+_NO_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted)
+
+
+def encode_texts(
+    backend: Tokenizer,
+    texts: pa.StringArray,
+    num_chars: npt.NDArray[np.int64],
+    *,
+    prompt: str = "",
+    first_chars: int | None = None,
+) -> tuple[list[Encoding | None], dict[int, str]]:
+    """An encoding for each text, None where there is none; and why, by the text's index.
+
+    Args:
+        backend: truncates; on the right, if `first_chars` is given.
+        texts: N of them.
+        num_chars: (N,), their lengths in characters.
+        prompt: comes before each.
+        first_chars: the length of the first prefix, in characters; None: every text is encoded whole.
+    """
+    encodings: list[Encoding | None] = [None] * len(texts)
+    failed: dict[int, str] = {}
+    todo = np.arange(len(texts))
+    while len(todo):
+        chosen = texts if len(todo) == len(texts) else texts.take(pa.array(todo))
+        prefixes = chosen if first_chars is None else pc.utf8_slice_codeunits(chosen, 0, first_chars)
+        prompted = [prompt + text for text in prefixes.to_pylist()]
+        found, why = _encode_each(backend, prompted)
+        again = []
+        for index, encoding, text, place in zip(todo.tolist(), found, prompted, range(len(todo)), strict=True):
+            is_part = first_chars is not None and num_chars[index] > first_chars
+            if place in why:
+                failed[index] = why[place]
+            elif is_part and not (encoding and _is_settled(encoding, len(text))):
+                again.append(index)
+            elif encoding:
+                encodings[index] = encoding
+            else:
+                failed[index] = "the tokenizer finds no token in it"
+        todo = np.array(again, np.int64)
+        first_chars = first_chars and 2 * first_chars
+    return encodings, failed
+
+
+def own_span(encoding: Encoding) -> tuple[int, int]:
+    """Characters [begin, end) of what was encoded that the kept tokens stand for, special ones aside."""
+    special = encoding.special_tokens_mask
+    own = [span for span, is_special in zip(encoding.offsets, special, strict=True) if not is_special]
+    return (own[0][0], own[-1][1]) if own else (0, 0)
+
+
+def _encode_each(backend: Tokenizer, texts: list[str]) -> tuple[list[Encoding | None], dict[int, str]]:
+    """An encoding for each text, None where the tokenizer failed; and why."""
+    try:
+        return list(backend.encode_batch(texts)), {}
+    except _NO_FAILURES:
+        raise
+    except BaseException:
+        pass  # one of them is at fault: which?
+    encodings: list[Encoding | None] = [None] * len(texts)
+    failed: dict[int, str] = {}
+    for index, text in enumerate(texts):
+        try:
+            encodings[index] = backend.encode(text)
+        except _NO_FAILURES:
+            raise
+        except BaseException as error:
+            failed[index] = f"the tokenizer failed: {error}"
+    return encodings, failed
+
+
+def _is_settled(encoding: Encoding, num_chars: int) -> bool:
+    """Whether the tokens kept of a prefix of `num_chars` characters are those of any text that begins with it."""
+    if not encoding.overflowing:
+        return False
+    kept = [word for word in encoding.word_ids if word is not None]
+    seen = [word for word in encoding.overflowing[-1].word_ids if word is not None]
+    if not kept or not seen or seen[-1] - kept[-1] < _WORDS_BEHIND:
+        return False
+    return num_chars - own_span(encoding)[1] >= _CHARS_BEHIND

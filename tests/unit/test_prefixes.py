@@ -1,0 +1,163 @@
+"""Tokens of a long text are those of all of it, at the cost of a prefix; a tokenizer that panics costs one document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from pipeline.errors import Interrupted
+from pipeline.prefixes import encode_texts, own_span
+from tests.models import minilm_path
+
+MAX_TOKENS = 6
+LONG_TOKEN = "<|" + "a " * 60 + "|>"
+
+
+@dataclass
+class Counting:
+    """A backend, and the characters that were handed to it."""
+
+    backend: Any
+    handed: list[int] = field(default_factory=list)
+
+    def encode_batch(self, texts: list[str]) -> list[Encoding]:
+        self.handed += map(len, texts)
+        return list(self.backend.encode_batch(texts))
+
+
+def minilm(max_tokens: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(minilm_path() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
+def words(max_tokens: int) -> Tokenizer:
+    """One token a word, whose offsets tell where it ends; which may depend on what follows it, as GPT-4's do."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s+(?!\S)|\s+|\S+"), "isolated")
+    tokenizer.add_special_tokens([AddedToken("<|end of text|>", rstrip=True, lstrip=True), AddedToken(LONG_TOKEN)])
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
+def encode(backend: Any, texts: list[str], **kwargs: Any) -> tuple[list[Encoding | None], dict[int, str]]:
+    array = pa.array(texts, pa.string())
+    return encode_texts(backend, array, pc.utf8_length(array).to_numpy(zero_copy_only=False), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def backends() -> list[Tokenizer]:
+    return [minilm(MAX_TOKENS), words(MAX_TOKENS)]
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            "the ",
+            "unbelievably",
+            " ",
+            "\n",
+            "[SEP]",
+            "[SE",
+            "<|end of text|>",
+            LONG_TOKEN,
+            "a" * 90,
+            "e\u0301",
+            "北京",
+            ".",
+        ]
+    ),
+    st.text(max_size=6),
+)
+LONG_TEXTS = st.builds(lambda pieces, times: "".join(pieces) * times, st.lists(PIECES, max_size=8), st.integers(1, 60))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    texts=st.lists(LONG_TEXTS, min_size=1, max_size=3),
+    first_chars=st.integers(1, 400),
+    prompt=st.sampled_from(["", "to: "]),
+)
+@example(texts=["a" * 101 + " b" * 400], first_chars=100, prompt="")  # of up to 100 letters a word, of more [UNK]
+@example(texts=["x y z" + "\n" * 300 + " " * 600 + "\n" + " y" * 300], first_chars=700, prompt="")
+@example(texts=["x " + LONG_TOKEN * 20], first_chars=100, prompt="")
+@example(texts=["x " * 3 + "[SEP]" * 100], first_chars=9, prompt="")
+def test_kept_tokens_are_those_of_the_whole_text(
+    texts: list[str], first_chars: int, prompt: str, backends: list[Tokenizer]
+) -> None:
+    for backend in backends:
+        found, failed = encode(backend, texts, prompt=prompt, first_chars=first_chars)
+        for index, text in enumerate(texts):
+            whole, one = backend.encode(prompt + text), found[index]
+            if one is None:
+                assert not len(whole)
+                assert index in failed
+                continue
+            assert one.ids == whole.ids
+            assert own_span(one) == own_span(whole)
+            assert bool(one.overflowing) == bool(whole.overflowing)
+
+
+@pytest.mark.parametrize("word", ["word after word, ", "北京大学", "well,well,"])
+def test_a_text_of_10_mb_costs_a_prefix(word: str) -> None:
+    """Also one without white space: to this tokenizer a word ends at a comma, and at each of these characters."""
+    num_bytes = 10_000_000
+    text = word * (num_bytes // len(word.encode()))
+    counting = Counting(minilm(256))
+    (found,), _ = encode(counting, [text], first_chars=64 * 256)
+    assert found is not None
+    assert len(found) == 256
+    assert sum(counting.handed) <= 4 * 64 * 256
+
+
+def test_a_text_that_is_not_settled_is_doubled_until_it_is_whole() -> None:
+    counting = Counting(minilm(MAX_TOKENS))
+    (found,), _ = encode(counting, ["a" * 1000], first_chars=100)
+    assert counting.handed == [100, 200, 400, 800, 1000]
+    assert found is not None
+    assert found.tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+def test_without_a_first_length_all_is_encoded() -> None:
+    counting = Counting(minilm(MAX_TOKENS))
+    encode(counting, ["a " * 1000])
+    assert counting.handed == [2000]
+
+
+class PanicError(BaseException):
+    """As the panic of a Rust library comes: no Exception."""
+
+
+class Panics:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.backend = minilm(MAX_TOKENS)
+
+    def encode(self, text: str) -> Encoding:
+        if text == "bad":
+            raise self.error
+        return self.backend.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[Encoding]:
+        return [self.encode(text) for text in texts]
+
+
+def test_a_panic_costs_one_document() -> None:
+    found, failed = encode(Panics(PanicError("index out of bounds")), ["one", "bad", "two"])
+    assert [encoding is not None for encoding in found] == [True, False, True]
+    assert failed == {1: "the tokenizer failed: index out of bounds"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), GeneratorExit(), Interrupted(15)])
+def test_what_ends_the_run_is_no_failure_of_a_document(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        encode(Panics(error), ["one", "bad"])
