@@ -39,8 +39,6 @@ def plan_files(
     input: Input,
     bounds: SplitBounds,
     known: pa.Schema | None = None,
-    *,
-    sample: bool = True,
 ) -> tuple[list[Split], pa.Schema]:
     """`plan_file` of all files and `check_columns`, opening each Parquet file once.
 
@@ -48,7 +46,6 @@ def plan_files(
 
     Args:
         known: as `check_columns`.
-        sample: False if the files are the rest of a corpus whose lines were sampled before.
     """
     columns = columns_read(input)
     parquet = [file for file in files if _is_parquet(file, input)]
@@ -58,7 +55,7 @@ def plan_files(
         for file, footer in zip(parquet, pool.map(lambda f: read_footer(storage, f, columns), parquet), strict=True):
             types_seen.add_footer(file, footer)
             planned[file.uri] = plan_parquet(file, footer, bounds)
-    if known is None and sample:
+    if known is None:
         _sample_jsonl(storage, [file for file in files if not _is_parquet(file, input)], types_seen)
     for file in files:
         if file.uri not in planned:

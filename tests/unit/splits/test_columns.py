@@ -133,7 +133,6 @@ def test_lines_of_a_corpus_that_was_seen_before_are_not_judged(tmp_path: Path, k
     storage, input = Storage(str(tmp_path)), Input(uri=str(tmp_path), id="id")
     for name in ("a.jsonl", "b.jsonl"):
         files = [file for file in list_input(storage, None, None, LATER) if file.uri == name]
-        assert len(plan_files(storage, files, input, SplitBounds(), sample=False)[0]) == 1
         assert len(plan_files(storage, files, input, SplitBounds(), known)[0]) == 1
         with pytest.raises(InputError, match=r"JSONL|no column id"):
             plan_files(storage, files, input, SplitBounds())
