@@ -54,6 +54,12 @@ def test_the_quickstart_answers_with_the_right_functions(ran: dict[str, subproce
         assert top[1].startswith(module), answers
 
 
+def test_ray_is_quiet_unless_asked(ran: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    """Nothing of Ray's own on stderr; its loggers, raylet and core worker are told by these words."""
+    noise = re.compile(r"\(raylet\)|core_worker|logging\.cc|streaming_executor|pid=\d|Deprecat|Progress bars|ray\.data")
+    assert not noise.search(ran["make quickstart"].stderr), ran["make quickstart"].stderr
+
+
 def test_a_second_embed_finds_nothing_to_do(ran: dict[str, subprocess.CompletedProcess[str]]) -> None:
     done = next(done for command, done in ran.items() if " embed " in command)
     assert "nothing to do" in done.stderr

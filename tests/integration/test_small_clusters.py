@@ -1,4 +1,4 @@
-"""Small clusters: big rows pass through two CPUs, and what cannot fit is refused before it could hang.
+"""Small clusters: big rows pass through two CPUs, logical GPUs hold encoders, and what cannot fit is refused.
 
 Each with a Ray of its own, in a process of its own.
 """
@@ -98,3 +98,23 @@ cluster.shutdown()
     assert "2 nodes" in sentence
     assert job.store.uri in sentence
     assert "object storage" in sentence
+
+
+def test_two_logical_gpus_hold_two_encoders(tmp_path: Path, tiny_model: Path) -> None:
+    """The same flow as without GPUs. The accelerators are Ray's bookkeeping; the forward is the CPU's."""
+    job = Job.local(tmp_path, tiny_model, splits={"max_rows": 5})
+    job.config["cluster"] = {}
+    put_files(job.corpus, {"a.parquet": make_rows(40)})
+    [(code, out, sentence)] = run_script(job, 'ray.init(address="local", num_cpus=2, num_gpus=2, **quiet)\nrun()')
+    assert code == 0, sentence
+    outcome = json.loads(out)
+    assert (outcome["embedded"], outcome["encoders"], outcome["splits"]) == (40, 2, 8)
+
+
+def test_a_cluster_that_does_not_answer_is_told_with_its_address(tmp_path: Path, tiny_model: Path) -> None:
+    """Cron tries again (75): the cluster may come back."""
+    job = Job.local(tmp_path, tiny_model)
+    put_files(job.corpus, {"a.jsonl": make_rows(3)})
+    [(code, out, sentence)] = run_script(job, 'run("cluster.address=127.0.0.1:1")')
+    assert (code, out) == (75, ""), sentence
+    assert "no Ray cluster answers at 127.0.0.1:1" in sentence
