@@ -46,9 +46,11 @@ def _free_port() -> int:
 @pytest.fixture
 def job_server(tmp_path: Path) -> Iterator[str]:
     """The URL of a Ray head on loopback; ended by its pid, so that no other Ray here is touched."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent, client = (_free_port() for _ in range(4))
     command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir=/tmp/vecmill-{port}"]
+    # Not the default: another Ray on this machine has it, and without its agent a head runs no jobs.
+    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
     head = subprocess.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
