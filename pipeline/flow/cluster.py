@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 READ_CPUS = 0.5  # reading waits for storage half of its time
 WRITE_CPUS = 0.25  # writing is compression of ids and one upload
+_CONNECT_TIMEOUT_S = 10.0
 _OTHERS_CPUS = READ_CPUS + WRITE_CPUS
 
 # More threads than this in one forward pass of a small encoder cost more in waiting than they bring.
@@ -69,6 +71,8 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
     if ray.is_initialized():
         yield _nodes(ray)
         return
+    if address:
+        _check_answers(address)
     logged: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     try:
         with _silent_stderr(quiet), handlers_kept():
@@ -85,6 +89,23 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
         yield _nodes(ray)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Fail within seconds where nothing listens: Ray itself goes on trying for minutes.
+
+    Raises:
+        EnvironmentFault: there is no connection to be had.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")  # [::1]:6379 is an address too
+    if not colon or not port.isdigit():
+        return  # "auto": Ray's own files say where
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no Ray cluster answers at {address}: {error}; start it, or mend cluster.address"
+        ) from None
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import Cluster
-from pipeline.errors import ClusterError
-from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, plan_pool
+from pipeline.errors import ClusterError, EnvironmentFault
+from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, _check_answers, plan_pool
 
 Nodes = Sequence[Mapping[str, float]]
 
@@ -52,3 +52,14 @@ def test_a_gpu_is_not_split_over_nodes() -> None:
     """Two half-free GPUs on two nodes are no whole one."""
     with pytest.raises(ClusterError, match="room for 0"):
         plan_pool(Cluster(), [{"CPU": 4, "GPU": 0.5}] * 2)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_where_nothing_listens_is_told_at_once(address: str) -> None:
+    """Ray goes on trying for minutes."""
+    with pytest.raises(EnvironmentFault, match=r"no Ray cluster answers at .*mend cluster.address"):
+        _check_answers(address)
+
+
+def test_an_address_that_names_no_port_is_rays_to_resolve() -> None:
+    _check_answers("auto")
