@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,11 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
         return
     if address:
         _check_answers(address)
+    with _stdout_kept(quiet):
+        yield from _started(ray, address, quiet)
+
+
+def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[Sequence[Mapping[str, float]]]:
     logged: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     try:
         with _silent_stderr(quiet), handlers_kept():
@@ -109,6 +114,17 @@ def _check_answers(address: str) -> None:
 
 
 @contextmanager
+def _stdout_kept(quiet: bool) -> Iterator[None]:
+    """Keep Ray off stdout, which carries the answer: whatever it is told, it prints there of lost tasks."""
+    if not quiet:
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
 def _silent_stderr(silent: bool) -> Iterator[None]:
     """Keep what C++ code writes to stderr off it; what goes wrong comes as an exception."""
     if not silent:
@@ -133,8 +149,8 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _nodes(ray: object) -> list[Mapping[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[attr-defined]  # the module
+def _nodes(ray: Any) -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def plan_pool(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:

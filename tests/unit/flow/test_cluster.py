@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Cluster
 from pipeline.errors import ClusterError, EnvironmentFault
-from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, _check_answers, plan_pool
+from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, _check_answers, _stdout_kept, plan_pool
 
 Nodes = Sequence[Mapping[str, float]]
 
@@ -63,3 +63,14 @@ def test_where_nothing_listens_is_told_at_once(address: str) -> None:
 
 def test_an_address_that_names_no_port_is_rays_to_resolve() -> None:
     _check_answers("auto")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_ray_prints_never_reaches_stdout(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """stdout is one JSON line that scripts parse."""
+    with _stdout_kept(quiet):
+        print("(raylet) a task failed")
+    print("the answer")
+    shown = capsys.readouterr()
+    assert shown.out == "the answer\n"
+    assert ("raylet" in shown.err) is not quiet
