@@ -52,7 +52,7 @@ def encoded_schema(sequences: pa.Schema, dim: int) -> pa.Schema:
     return sequences.set(sequences.get_field_index("input_ids"), vector)
 
 
-Stage = Literal["read", "tokenize", "encode"]
+Stage = Literal["read", "tokenize", "encode", "publish"]
 
 Reason = Literal[
     "unreadable_file",  # the whole file is not what its name says, or is cut
@@ -65,6 +65,8 @@ Reason = Literal[
     "empty_text",  # nothing but white space after the template
     "encode_failed",  # the encoder raised on this document
     "invalid_vector",  # NaN, infinite or zero
+    "killed_process",  # it alone was in work when its process was killed, twice
+    "duplicate_id",  # an earlier row, by file and row, has the same id
 ]
 
 QUARANTINE_SCHEMA = pa.schema(

@@ -16,7 +16,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -41,6 +41,8 @@ class SplitReport:
     num_counted: int | None = 0
     num_padded_tokens: int = 0
     compute: str = ""
+    generation: int = 0
+    """Of the record that the split gets."""
     read_s: float = 0.0
     encode_s: float = 0.0
     write_s: float = 0.0
@@ -83,17 +85,23 @@ class Work:
 
     split: Split
     done: frozenset[Cut] = frozenset()
+    generation: int = 0
+    """Of the records to be made: above those that are there where quarantined documents are tried again."""
 
-    def to_item(self) -> dict[str, str]:
+    def to_item(self) -> dict[str, Any]:
         """As a row of the source."""
-        return {"split": self.split.to_json(), "done": json.dumps(sorted(self.done))}
+        return {"split": self.split.to_json(), "done": json.dumps(sorted(self.done)), "generation": self.generation}
 
     @classmethod
     def from_batch(cls, batch: pa.Table) -> list[Work]:
         """Of the rows of a source batch."""
         return [
-            cls(Split.from_json(split), frozenset((begin, end, last) for begin, end, last in json.loads(done)))
-            for split, done in zip(batch.column("split").to_pylist(), batch.column("done").to_pylist(), strict=True)
+            cls(
+                Split.from_json(row["split"]),
+                frozenset((begin, end, last) for begin, end, last in json.loads(row["done"])),
+                row["generation"],
+            )
+            for row in batch.to_pylist()
         ]
 
 

@@ -267,7 +267,7 @@ class WriteStage:
             raise VecmillError(f"a split of {split.file.uri} reached the writer without its end. This is a bug.")
         record = Record(
             split_id=split.split_id,
-            generation=0,
+            generation=row.report.generation,
             attempt=ids[3],
             run_id=context.run_id,
             encoder_fp=context.encoder_fp,
