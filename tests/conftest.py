@@ -26,6 +26,8 @@ class S3:
     """Called with each request once it was done; what it raises loses the reply (the client sees a 500)."""
     is_denied: Callable[[str, str], bool] | None = None
     """Asked of each request: whether it is refused for want of rights (403)."""
+    answer: Callable[[str, str], tuple[str, dict[str, str], bytes] | None] | None = None
+    """Asked of each request: the (status, headers, body) it gets without reaching the server; None lets it through."""
 
     @property
     def uri(self) -> str:
@@ -52,6 +54,11 @@ class _Gateway:
             if s3.is_denied is not None and s3.is_denied(method, target):
                 body = b"" if method == "HEAD" else _ACCESS_DENIED
                 start_response("403 Forbidden", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+                return [body]
+            canned = s3.answer(method, target) if s3.answer is not None else None
+            if canned is not None:
+                status, headers, body = canned
+                start_response(status, list(({"Content-Length": str(len(body))} | headers).items()))
                 return [body]
         if method != "PUT":
             reply = self.app(environ, start_response)

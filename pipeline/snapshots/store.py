@@ -88,10 +88,10 @@ def _create(storage: Storage, root: str) -> StoreIdentity:
     fault: StorageFault | None = None
     try:
         storage.put_if_absent(STORE_NAME, orjson.dumps(identity.model_dump(), option=orjson.OPT_INDENT_2))
-    except StorageFault as error:
-        fault = error  # the put may have gone through all the same
     except FileNotFoundError as error:
         raise _unmakeable(storage, error) from None
+    except StorageFault as error:
+        fault = error  # the put may have gone through all the same
     # Ours or another's that came first: what lies there now is the store's identity.
     found = _read(storage)
     if found is None:

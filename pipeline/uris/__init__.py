@@ -11,14 +11,20 @@ Two things are promised because everything about commits stands on them:
   loss or a fault, so callers put something of their own into the object and read it back.
 
 Nothing is answered from a cache, and every fault leaves here as one of `pipeline.errors`, with
-the URI in its message.
+the URI in its message. A FileNotFoundError says that an object is not there; where its bucket is
+not, it is a StorageFault as well.
+
+Object storage fails every day. What may pass (5xx, throttling, timeouts, resets, replies cut or
+garbled) is asked for again for half a minute, by one policy (`pipeline.uris._retry`); what does
+not pass (no right, not there, not the object expected, credentials wrong or expired) is told at
+once. A local fault is told at once too. Whatever is interrupted leaves no request behind.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -39,7 +45,7 @@ _READ_BUFFER_BYTES = 8 * 2**20
 class _Root(Protocol):
     """What a kind of storage does; `LocalFolder` and `S3Prefix` are the two."""
 
-    def list(self, prefix: str) -> list[ObjectInfo]: ...
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def stat(self, name: str) -> ObjectInfo: ...
     def root_exists(self) -> bool: ...
     def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes: ...
@@ -100,13 +106,21 @@ class Storage:
         if self.is_local and os.path.exists(self.uri) and not os.path.isdir(self.uri):
             raise StoreError(f"store.uri is a file: {self.uri}; give a folder, which is made if it does not exist")
 
+    def leftovers(self) -> list[str]:
+        """Temporary files that killed puts left, or that are being written; listings leave them out."""
+        return LocalFolder(self.uri).leftovers() if self.is_local else []
+
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below the folder `prefix`, sorted by name; none if there is no such folder.
 
         Raises:
             FileNotFoundError: there is no such bucket.
         """
-        return sorted(self._root.list(prefix.strip("/")), key=lambda info: info.name)
+        return sorted(self.scan(prefix), key=lambda info: info.name)
+
+    def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """As `list`, in any order and as storage gives it, page by page: no more than a page is in memory."""
+        return self._root.scan(prefix.strip("/"))
 
     def stat(self, name: str) -> ObjectInfo:
         """Size and identity as they are now.
@@ -170,14 +184,19 @@ class Storage:
             raise changed(self.full_uri(name))
 
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Put an object, in place of one that may be there; atomic, and durable on return."""
+        """Put an object, in place of one that may be there; atomic, and durable on return.
+
+        Raises:
+            StorageFault: disk full, or storage failed: it may have gone through all the same.
+            CredentialsFault: no right to, or credentials missing, wrong or expired; so with all the others here.
+        """
         self._root.put(name, data)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Put an object unless one is there; False if one is. Atomic among all callers.
 
         False, or a StorageFault, may also mean that one's own put went through and its reply was
-        lost: read back and compare.
+        lost, for a put that may have failed is tried again: read back and compare.
         """
         return self._root.put_if_absent(name, data)
 

@@ -43,9 +43,9 @@ class LocalFolder:
     def root_exists(self) -> bool:
         return os.path.exists(self._folder)
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         with _translated(self._path(prefix)):
-            return list(self._walk(prefix, frozenset()))
+            yield from self._walk(prefix, frozenset())
 
     def _walk(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[ObjectInfo]:
         path = self._path(folder)
@@ -64,6 +64,13 @@ class LocalFolder:
             elif not _TEMPORARY.fullmatch(entry.name):
                 with suppress(FileNotFoundError):  # deleted since, or a link to nothing
                     yield _info(name, entry.stat())
+
+    def leftovers(self) -> list[str]:
+        """The temporary files of puts, which `scan` leaves out."""
+        with _translated(self._folder):
+            found = [os.path.join(folder, name) for folder, _, names in os.walk(self._folder) for name in names]
+        temporary = [path for path in found if _TEMPORARY.fullmatch(os.path.basename(path))]
+        return sorted(os.path.relpath(path, self._folder).replace(os.sep, "/") for path in temporary)
 
     def stat(self, name: str) -> ObjectInfo:
         with _translated(self._path(name)):

@@ -28,14 +28,31 @@ def changed(uri: str) -> ChangedError:
     return ChangedError(f"changed since it was listed: {uri}; run the same command again")
 
 
+class NoBucketFault(StorageFault, FileNotFoundError):
+    """The bucket is not there: nothing in it is, and nothing can be put; the same command goes on once it is."""
+
+
+_UNDER_THE_FILE_SYSTEM = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+
+
 def from_os_error(error: OSError, uri: str) -> Exception:
-    """A fault of the operating system, as what a person can act on."""
+    """A fault of the operating system, as what a person can act on. Nothing is tried again: the kernel does that."""
+    said = error.strerror or str(error)
+    again = "then run the same command again"
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"not found: {uri}")
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return CredentialsFault(f"no right to use {uri}: {error.strerror}; then run the same command again")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFault(f"disk full: {uri}; free some space, then run the same command again")
     if isinstance(error, NotADirectoryError | IsADirectoryError):
         return StoreError(f"{uri} is a {'folder' if isinstance(error, IsADirectoryError) else 'path below a file'}")
-    return StorageFault(f"storage failed at {uri}: {error.strerror or error}; run the same command again")
+    if error.errno == errno.EROFS:
+        return CredentialsFault(f"no right to write {uri}: it is mounted read-only; mount it for writing, {again}")
+    if isinstance(error, PermissionError):
+        return CredentialsFault(f"no right to use {uri}: {said}; grant it, {again}")
+    if error.errno == errno.ENOSPC:
+        return StorageFault(f"disk full: {uri}; free some space, {again}")
+    if error.errno == errno.EDQUOT:
+        return StorageFault(f"quota used up: {uri}; free some space or get more, {again}")
+    if error.errno == errno.ESTALE:
+        return StorageFault(f"the network folder of {uri} went away under it ({said}); mount it anew, {again}")
+    if error.errno in _UNDER_THE_FILE_SYSTEM:
+        return StorageFault(f"the disk or network that holds {uri} fails ({said}); put it right, {again}")
+    return StorageFault(f"storage failed at {uri}: {said}; put it right, {again}")

@@ -1,73 +1,29 @@
-"""An S3 prefix as storage, over s3fs.
+"""An S3 prefix as storage: what is asked of S3, and what is believed of its answers.
 
-All goes through the generic request call of s3fs: its higher calls answer from listings they
-remember, cut large puts into parts (a conditional put of parts is no precondition at the start),
-and read ahead by 50 MB. Retries are botocore's alone, one layer, so that an endpoint that does
-not answer ends in under half a minute; only a reply cut short in its body, which botocore does
-not see, is asked for again here.
+An answer is taken for S3's only if it looks like one: a captive portal, a proxy or a cache may
+stand in between, and an HTML page read as a listing would be an empty bucket. A listing says
+whether it goes on, a put gives an etag, a range is the range asked for, and of an object that was
+expected the etag is compared too, should If-Match have got lost on the way.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import io
-import json
-import os
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import aiohttp
 import pyarrow as pa
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    TokenRetrievalError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from fsspec.asyn import sync
+from botocore.exceptions import ClientError
 
-from pipeline.errors import ConfigError, CredentialsFault, StorageFault
+from pipeline.uris import _faults
+from pipeline.uris._client import ask, open_filesystem
+from pipeline.uris._faults import GarbledReplyError, PastEndError, code_of
 from pipeline.uris._objects import ObjectInfo, changed
 
 _T = TypeVar("_T")
 
-_CONNECT_TIMEOUT_S = 5
-_READ_TIMEOUT_S = 20
-_ATTEMPTS = 4
-_CONNECTIONS = 64  # botocore's 10 would throttle a pool of threads
 _DELETE_BATCH = 1000  # S3's own bound
-
-_CREDENTIALS = (
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    TokenRetrievalError,
-)
-_CUT_BODY = (aiohttp.ClientError, HTTPClientError, IncompleteReadError, asyncio.TimeoutError, ConnectionResetError)
-_FAULTS = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, asyncio.TimeoutError, ValueError, TypeError)
-_BAD_CREDENTIALS = frozenset(
-    {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-    }
-)
-
-_filesystems: dict[tuple[int, str], Any] = {}
-_filesystems_lock = threading.Lock()
 
 
 class S3Prefix:
@@ -82,49 +38,71 @@ class S3Prefix:
     def _key(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
-    def _run(self, name: str, call: Callable[[Any], Awaitable[_T]]) -> _T:
-        """Run a coroutine of the file system to its end, with its faults translated."""
+    def _run(self, name: str, doing: str, call: Callable[[Any], Awaitable[_T]], *, put_bytes: int | None = None) -> _T:
+        """Run an operation of one request to its end, under the retry policy, with its faults translated."""
         uri = f"{self._uri}/{name}" if name else self._uri
         try:
-            filesystem = _filesystem(self._options)
-            return sync(filesystem.loop, call, filesystem)  # type: ignore[no-any-return]
-        except _FAULTS as error:
-            raise _fault(error, uri, self._bucket) from error
+            filesystem = open_filesystem(self._options)
+        except _faults.OPTION_FAULTS as error:
+            raise _faults.bad_options(error, uri) from error
+        try:
+            return ask(filesystem, call, uri, put_bytes)
+        except _faults.FAULTS as error:
+            raise _faults.fault(error, uri, self._bucket, doing) from error
+
+    def _page(self, name: str, **request: Any) -> Mapping[str, Any]:
+        async def call(fs: Any) -> Mapping[str, Any]:
+            page: Mapping[str, Any] = await fs._call_s3("list_objects_v2", Bucket=self._bucket, **request)
+            if _of_s3(page, "IsTruncated"):
+                _of_s3(page, "NextContinuationToken")
+            for item in page.get("Contents", ()):
+                for field in ("Key", "Size", "ETag"):
+                    _of_s3(item, field)
+            return page
+
+        return self._run(name, "list", call)
 
     def root_exists(self) -> bool:
-        async def call(fs: Any) -> bool:
-            page = await fs._call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
-            return not self._prefix or bool(page.get("Contents"))
-
         try:
-            return self._run("", call)
+            page = self._page("", Prefix=self._prefix, MaxKeys=1)
         except FileNotFoundError:
             return False
+        return not self._prefix or bool(page.get("Contents"))
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        async def call(fs: Any) -> list[ObjectInfo]:
-            found: list[ObjectInfo] = []
-            below = f"{self._prefix}{prefix}/" if prefix else self._prefix
-            token: dict[str, str] = {}
-            while True:
-                page = await fs._call_s3("list_objects_v2", Bucket=self._bucket, Prefix=below, **token)
-                found.extend(
-                    ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'), "etag")
-                    for item in page.get("Contents", ())
-                    if not item["Key"].endswith("/")  # what consoles put where a folder would be
-                )
-                if not page.get("IsTruncated"):
-                    return found
-                token = {"ContinuationToken": page["NextContinuationToken"]}
-
-        return self._run(prefix, call)
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
+        below = f"{self._prefix}{prefix}/" if prefix else self._prefix
+        token: dict[str, str] = {}
+        while True:
+            page = self._page(prefix, Prefix=below, **token)
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # what consoles put where a folder would be
+                    name = item["Key"][len(self._prefix) :]
+                    yield ObjectInfo(name, item["Size"], item["ETag"].strip('"'), "etag")
+            if not page["IsTruncated"]:
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def stat(self, name: str) -> ObjectInfo:
         async def call(fs: Any) -> ObjectInfo:
-            head = await fs._call_s3("head_object", **self._key(name))
-            return ObjectInfo(name, head["ContentLength"], head["ETag"].strip('"'), "etag")
+            try:
+                head = await fs._call_s3("head_object", **self._key(name))
+            except OSError as error:
+                if _faults.is_mute(error):
+                    await self._raise_aloud(fs, name)
+                raise
+            return ObjectInfo(name, _of_s3(head, "ContentLength"), _of_s3(head, "ETag").strip('"'), "etag")
 
-        return self._run(name, call)
+        return self._run(name, "read", call)
+
+    async def _raise_aloud(self, fs: Any, name: str) -> None:
+        """Raise the reason why HEAD was refused, which the reply to a GET of one byte tells."""
+        try:
+            response = await fs._call_s3("get_object", Range="bytes=0-0", **self._key(name))
+        except OSError as error:
+            if code_of(error)[1] != 416:  # an empty object, and it was let through
+                raise
+        else:
+            response["Body"].close()
 
     def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes:
         request = self._key(name)
@@ -137,23 +115,20 @@ class S3Prefix:
             request["Range"] = f"bytes={begin}-{'' if end is None else end - 1}"
 
         async def call(fs: Any) -> bytes:
-            for attempt in range(1, _ATTEMPTS + 1):
-                response = await fs._call_s3("get_object", **request)
-                try:
-                    async with response["Body"] as body:
-                        data: bytes = await body.read()
-                except _CUT_BODY:
-                    if attempt == _ATTEMPTS:
-                        raise
-                    await asyncio.sleep(0.1 * 2**attempt)
-                    continue
-                if len(data) == response["ContentLength"]:
-                    return data
-            raise StorageFault(f"storage gave only part of {self._uri}/{name}; run the same command again")
+            response = await fs._call_s3("get_object", **request)
+            async with response["Body"] as body:
+                if expect is not None and _of_s3(response, "ETag").strip('"') != expect.identity:
+                    raise changed(f"{self._uri}/{name}")
+                if "Range" in request and not _of_s3(response, "ContentRange").startswith(f"bytes {begin}-"):
+                    raise GarbledReplyError(f"range {response['ContentRange']} for {request['Range']}")
+                data: bytes = await body.read()
+            if len(data) != (_of_s3(response, "ContentLength") if expect is None or end is None else end - begin):
+                raise GarbledReplyError(f"{len(data)} bytes for {request.get('Range', 'all of it')}")
+            return data
 
         try:
-            return self._run(name, call)
-        except _PastEndError:
+            return self._run(name, "read", call)
+        except PastEndError:
             return b""
 
     def open_raw(self, name: str, expect: ObjectInfo | None) -> io.RawIOBase:
@@ -162,38 +137,42 @@ class S3Prefix:
 
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
         body = data if isinstance(data, bytes) else data.to_pybytes()
-        self._run(name, lambda fs: fs._call_s3("put_object", Body=body, **self._key(name)))
+        self._run(name, "write", lambda fs: self._put(fs, name, body), put_bytes=len(body))
+
+    async def _put(self, fs: Any, name: str, body: bytes, **condition: str) -> None:
+        _of_s3(await fs._call_s3("put_object", Body=body, **condition, **self._key(name)), "ETag")
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         async def call(fs: Any) -> bool:
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    await fs._call_s3("put_object", Body=data, IfNoneMatch="*", **self._key(name))
-                except OSError as error:
-                    code, status = _code(error)
-                    if code == "PreconditionFailed" or status == 412:
-                        return False
-                    # Others are at it, or a delete is under way: S3 asks to try again.
-                    if not (code == "ConditionalRequestConflict" or status == 409) or attempt == _ATTEMPTS:
-                        raise
-                    await asyncio.sleep(0.1 * 2**attempt)
-                else:
-                    return True
-            return False
+            try:
+                await self._put(fs, name, data, IfNoneMatch="*")
+            except OSError as error:
+                if code_of(error)[1] == 412:  # also where an attempt of ours went through and its reply was lost
+                    return False
+                raise
+            return True
 
-        return self._run(name, call)
+        return self._run(name, "write", call, put_bytes=len(data))
 
     def delete(self, names: Iterable[str]) -> None:
         keys = [self._prefix + name for name in names]
         for begin in range(0, len(keys), _DELETE_BATCH):
-            batch = {"Objects": [{"Key": key} for key in keys[begin : begin + _DELETE_BATCH]], "Quiet": True}
-            for failed in self._run("", functools.partial(_delete, bucket=self._bucket, batch=batch)):
-                raise StorageFault(f"cannot delete s3://{self._bucket}/{failed['Key']}: {failed.get('Message')}")
+            self._run("", "delete", functools.partial(_delete, self._bucket, keys[begin : begin + _DELETE_BATCH]))
 
 
-async def _delete(fs: Any, *, bucket: str, batch: dict[str, Any]) -> list[dict[str, Any]]:
+async def _delete(bucket: str, keys: Sequence[str], fs: Any) -> None:
+    batch = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
     reply = await fs._call_s3("delete_objects", Bucket=bucket, Delete=batch)
-    return list(reply.get("Errors", ()))
+    for failed in reply.get("Errors", ()):  # within a reply that is a success, what a request for one would have met
+        refused = {"Code": failed.get("Code"), "Message": f"{failed['Key']}: {failed.get('Message')}"}
+        raise ClientError({"Error": refused}, "DeleteObjects")
+
+
+def _of_s3(reply: Mapping[str, Any], field: str) -> Any:
+    """A field that all of S3's replies to such a request have."""
+    if field not in reply:
+        raise GarbledReplyError(f"no {field} in it")
+    return reply[field]
 
 
 class _RangeReader(io.RawIOBase):
@@ -224,69 +203,3 @@ class _RangeReader(io.RawIOBase):
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
-
-
-class _PastEndError(Exception):
-    """A range that begins at or after the object's end."""
-
-
-def _filesystem(options: Mapping[str, Any]) -> Any:
-    """One file system a process and options: making a client takes a third of a second."""
-    import s3fs
-
-    key = (os.getpid(), json.dumps(options, sort_keys=True, default=repr))
-    with _filesystems_lock:
-        if key not in _filesystems:
-            config = {
-                "connect_timeout": _CONNECT_TIMEOUT_S,
-                "read_timeout": _READ_TIMEOUT_S,
-                "max_pool_connections": _CONNECTIONS,
-                "retries": {"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-                **options.get("config_kwargs", {}),
-            }
-            filesystem = s3fs.S3FileSystem(
-                **{**options, "config_kwargs": config, "use_listings_cache": False, "skip_instance_cache": True}
-            )
-            filesystem.retries = 1
-            _filesystems[key] = filesystem
-        return _filesystems[key]
-
-
-def _code(error: BaseException) -> tuple[str, int]:
-    """S3's error code and the HTTP status; s3fs keeps botocore's error as the cause."""
-    for candidate in (error, error.__cause__):
-        if isinstance(candidate, ClientError):
-            response: Any = candidate.response
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(response.get("Error", {}).get("Code", "")), int(status)
-    return "", 0
-
-
-def _fault(error: BaseException, uri: str, bucket: str) -> Exception:
-    """A fault of s3fs or botocore, as what a person can act on."""
-    code, status = _code(error)
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"no such bucket: {bucket} ({uri})")
-    if isinstance(error, ValueError | TypeError | ParamValidationError):
-        return ConfigError(f"storage options or URI cannot be used: {uri}: {' '.join(str(error).split())}")
-    if status == 416:
-        return _PastEndError()
-    if status == 412:
-        return changed(uri)
-    if isinstance(error, _CREDENTIALS) or code in _BAD_CREDENTIALS:
-        return CredentialsFault(
-            f"credentials for {uri} are missing, wrong or expired ({code or type(error).__name__}); "
-            "set storage_options or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run the same command again"
-        )
-    if status in (401, 403) or isinstance(error, PermissionError):
-        return CredentialsFault(
-            f"no right to use {uri} ({code or status}); grant it or give other credentials, then run again"
-        )
-    if status == 404 or isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"not found: {uri}")
-    if isinstance(error, BotoConnectionError | HTTPClientError | aiohttp.ClientConnectionError | asyncio.TimeoutError):
-        return StorageFault(
-            f"storage of {uri} cannot be reached: {error}; check endpoint_url and the network, "
-            "then run the same command again"
-        )
-    return StorageFault(f"storage failed at {uri}: {error}; run the same command again")

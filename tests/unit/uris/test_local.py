@@ -17,7 +17,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ChangedError, CredentialsFault, NotSupportedError, StorageFault, StoreError
+from pipeline.errors import (
+    ChangedError,
+    CredentialsFault,
+    EnvironmentFault,
+    NotSupportedError,
+    StorageFault,
+    StoreError,
+)
 from pipeline.uris import Storage, split_input_uri
 
 
@@ -220,8 +227,44 @@ def test_a_file_that_cannot_be_checked_at_close_is_a_fault_of_storage(
 
     with monkeypatch.context() as patch:  # pytest itself asks for files' states
         patch.setattr(os, "fstat", stale)
-        with pytest.raises(StorageFault, match="storage failed at .*/x: Stale file handle"):
+        with pytest.raises(
+            StorageFault, match="network folder of .*/x went away under it .Stale file handle.; mount it anew"
+        ):
             reader.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "sentence"),
+    [
+        (errno.ENOSPC, StorageFault, "disk full: .*/x; free some space, then run the same command again"),
+        (errno.EDQUOT, StorageFault, "quota used up: .*/x; free some space or get more, then run"),
+        (errno.EROFS, CredentialsFault, "no right to write .*/x: it is mounted read-only; mount it for writing"),
+        (errno.EACCES, CredentialsFault, "no right to use .*/x: Permission denied; grant it, then run"),
+        (errno.EPERM, CredentialsFault, "no right to use .*/x: Operation not permitted; grant it, then run"),
+        (errno.ESTALE, StorageFault, "the network folder of .*/x went away under it"),
+        (errno.EIO, StorageFault, "the disk or network that holds .*/x fails .Input/output error.; put it right"),
+        (errno.ENOTCONN, StorageFault, "the disk or network that holds .*/x fails"),
+        (errno.EMFILE, StorageFault, "storage failed at .*/x: Too many open files; put it right, then run"),
+    ],
+)
+def test_a_fault_of_the_machine_is_a_sentence_and_is_not_tried_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[EnvironmentFault], sentence: str
+) -> None:
+    """All end the command with 75: put right, the same command goes on."""
+    storage.put("x", b"old")
+    num_tried = 0
+
+    def fail(*_: object) -> None:
+        nonlocal num_tried
+        num_tried += 1
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        with pytest.raises(kind, match=sentence) as caught:
+            storage.put("x", b"new")
+    assert (caught.value.exit_code, num_tried) == (75, 1)
+    assert storage.read("x") == b"old"
 
 
 def test_no_right_is_said(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
