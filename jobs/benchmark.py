@@ -2,6 +2,7 @@
 
     job CORPUS     the embed job against a plain Ray Data script, alternating, from one started Ray
     split CORPUS   what a split costs beyond its forward, by the size of splits
+    bookkeeping    planning, resume and publish of many splits
 
 For developers. CORPUS is a folder of Parquet files with columns `id` and `text`. Machines are noisy: only
 ratios within a run count. What was tried and found is in jobs/benchmark.md.
@@ -24,13 +25,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from jobs.bookkeeping_benchmark import bookkeeping
 from jobs.cli import run
 from jobs.evaluate import developer_config
 from jobs.machine import describe_machine, num_cores
 from pipeline.config import Config
 from pipeline.errors import InputError, NotSupportedError, VecmillError
+from pipeline.flow.context import FlowContext
 from pipeline.flow.rows import SplitReport, Work
-from pipeline.flow.stages import FlowContext
 from pipeline.model import describe_model, fetch_model
 from pipeline.snapshots.lease import new_run_id
 from pipeline.snapshots.reader import open_snapshot
@@ -46,6 +48,9 @@ _MIN_SPLITS = 12
 @click.group(name="benchmark")
 def main() -> None:
     """Speed against peers, in one run."""
+
+
+main.add_command(bookkeeping)
 
 
 @main.command(name="job")
@@ -222,11 +227,11 @@ def describe_costs(costs: Mapping[int, SplitCost]) -> str:
 
 def _time_flow(context: FlowContext, work: Sequence[Work]) -> list[tuple[float, SplitReport]]:
     """When each split was done, and its report."""
-    from pipeline.flow.cluster import plan_pool
+    from pipeline.flow.cluster import alive_nodes, plan_pool
     from pipeline.flow.peer import time_instant_flow
 
-    with _connected(context.config) as nodes:
-        done = time_instant_flow(context, work, plan_pool(context.config.cluster, nodes))
+    with _connected(context.config):
+        done = time_instant_flow(context, work, plan_pool(context.config.cluster, alive_nodes()))
     failed = [report.error for _, report in done if report.status != "ok"]
     if failed or len(done) != len(work):
         raise VecmillError(f"{len(work)} splits went in, {len(done)} came out, {len(failed)} failed: {failed[:1]}")
@@ -255,7 +260,7 @@ def _config(folder: Path, overrides: Sequence[str]) -> Config:
     return developer_config(folder, {"uri": str(folder / "corpus"), "id": "id", "text": "{text}"}, overrides)
 
 
-def _connected(config: Config) -> AbstractContextManager[Sequence[Mapping[str, float]]]:
+def _connected(config: Config) -> AbstractContextManager[None]:
     from pipeline.flow.cluster import connected
 
     return connected(config.cluster)

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from pipeline.errors import Interrupted, NotSupportedError, VecmillError
+from pipeline.errors import ClusterGone, Interrupted, NotSupportedError, VecmillError
+from pipeline.logs import log_format, set_up_logging
 
 log = logging.getLogger("vecmill")
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 JOBS = {
     "embed": "publish a snapshot: first run, resume, nightly and backfill",
     "search": "answer queries from the current snapshot",
     "status": "look at a store; --files lists the shards for other engines",
+    "verify": "audit a snapshot from storage alone",
+    "where": "all that is known of one document",
+    "gc": "clean what no snapshot lists",
     "quickstart": "make a small real corpus, embed it, ask it questions",
     "benchmark": "measure speed against peers, in one run",
     "evaluate": "retrieval and similarity scores",
@@ -29,10 +36,7 @@ JOBS = {
 LATER_JOBS = {
     "index": "build the ANN index",
     "plan": "files, documents, time and cost before a run",
-    "verify": "audit a snapshot from storage alone",
-    "where": "all that is known of one document",
     "rollback": "step back to an earlier snapshot",
-    "gc": "clean what no snapshot lists",
 }
 
 
@@ -85,12 +89,17 @@ def exit_code(command: click.Command, args: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except Interrupted as error:
-        print(f"vecmill: {error}; run the same command again to go on", file=sys.stderr)
+        _tell(f"{error}; run the same command again to go on")
         return error.exit_code
+    except ClusterGone as error:
+        _tell(str(error))
+        sys.stderr.flush()
+        # At once: Ray's own way out of this process takes up to a minute, and ends in another exit code.
+        os._exit(error.exit_code)
     except VecmillError as error:
         if error.exit_code == 1:
             log.exception("this is a bug")
-        print(f"vecmill: {error}", file=sys.stderr)
+        _tell(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted("interrupted by SIGINT")
@@ -104,17 +113,29 @@ def exit_code(command: click.Command, args: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(what: str) -> int:
-    print(f"vecmill: {what}; run the same command again to go on", file=sys.stderr)
+    _tell(f"{what}; run the same command again to go on")
     return 130
 
 
-def set_up_logging() -> None:
-    """Log lines of vecmill's own on stderr; libraries only from warnings up."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for name in ("pipeline", "jobs", "vecmill"):
-        logging.getLogger(name).setLevel(logging.INFO)
+def log_format_option(command: _Command) -> _Command:
+    """Give a command `--log-format`."""
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, param, value: set_up_logging(value),
+        help="Log lines on stderr as text, or one JSON object each.",
+    )(command)
+
+
+def _tell(sentence: str) -> None:
+    """The last word on stderr."""
+    if log_format() == "json":
+        log.error("%s", sentence)
+    else:
+        print(f"vecmill: {sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":

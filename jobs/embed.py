@@ -6,14 +6,18 @@ First run, resume, nightly and backfill are this one command.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import click
 
-from jobs.cli import run
+from jobs.cli import log_format_option, run
 from pipeline.config import load_config
 from pipeline.embed import embed
+from pipeline.logs import log_format
 from pipeline.report import summary
+
+log = logging.getLogger(__name__)
 
 
 @click.command(name="embed")
@@ -22,11 +26,16 @@ from pipeline.report import summary
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Only the first N documents: a smoke run into a store of its own."
 )
+@click.option("--retry-quarantined", is_flag=True, help="Try quarantined documents again, after a fix.")
+@log_format_option
 @click.option("--verbose", is_flag=True, help="Show Ray's own log as well.")
-def main(config: str, overrides: tuple[str, ...], limit: int | None, verbose: bool) -> None:
+def main(config: str, overrides: tuple[str, ...], limit: int | None, retry_quarantined: bool, verbose: bool) -> None:
     """Publish a snapshot of the corpus that CONFIG describes; run again, it goes on where it was."""
-    outcome = embed(load_config(config, overrides), limit=limit, quiet=not verbose)
-    print(summary(outcome), file=sys.stderr)
+    outcome = embed(load_config(config, overrides), limit=limit, retry_quarantined=retry_quarantined, quiet=not verbose)
+    if log_format() == "json":
+        log.info("%s", summary(outcome), extra={"outcome": outcome})
+    else:
+        print(summary(outcome), file=sys.stderr)
     print(json.dumps(outcome), flush=True)
 
 

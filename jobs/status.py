@@ -1,27 +1,50 @@
-"""`vecmill status CONFIG|STORE`: what a store holds; `--files` for other engines."""
+"""`vecmill status CONFIG|STORE`: what a store holds, what it left out and why, and what its last run does.
+
+`--files` for other engines.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from jobs.cli import run
 from pipeline.config import load_config
+from pipeline.snapshots.overview import Quarantined, last_run, quarantine_by_reason
 from pipeline.snapshots.reader import Snapshot, open_snapshot
+from pipeline.snapshots.store import open_store
+from pipeline.uris import Storage
 
 
 def open_target(target: str, overrides: tuple[str, ...]) -> Snapshot:
     """The current snapshot of a CONFIG's store, or of a store URI."""
+    return open_snapshot(*_store_of(target, overrides))
+
+
+def open_storage(target: str, overrides: tuple[str, ...]) -> Storage:
+    """The store of a CONFIG, or at a store URI.
+
+    Raises:
+        StoreError: there is none.
+    """
+    storage = Storage(*_store_of(target, overrides))
+    open_store(storage, None, create=False)
+    return storage
+
+
+def _store_of(target: str, overrides: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """URI and storage options."""
     if is_config(target):
         store = load_config(target, overrides).store
-        return open_snapshot(store.uri, store.storage_options)
+        return store.uri, store.storage_options
     if not target:
         raise click.UsageError("CONFIG|STORE is empty")
     if overrides:
         raise click.UsageError(f"overrides go with a config file, {target} is a store: {' '.join(overrides)}")
-    return open_snapshot(target)
+    return target, {}
 
 
 def is_config(target: str) -> bool:
@@ -37,13 +60,30 @@ def is_config(target: str) -> bool:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) -> None:
-    """Show the current snapshot of a store."""
+    """Show the current snapshot of a store, its quarantine by reason, and its last run."""
     snapshot = open_target(target, overrides)
     if files:
         click.echo("\n".join(snapshot.files()))
         return
+    figures, quarantine, last = _figures(snapshot), quarantine_by_reason(snapshot), _last_run(snapshot)
+    if as_json:
+        by_reason = {reason: vars(found) for reason, found in quarantine.items()}
+        click.echo(json.dumps(figures | {"quarantine": by_reason, "last_run": last}, default=str))
+        return
+    _show(figures)
+    if quarantine:
+        click.echo("\nquarantine")
+        _show({f"  {reason}": _in_words(found) for reason, found in quarantine.items()})
+    if last is not None:
+        where = f"on {last['host']}, pid {last['pid']}, since {last['started_at']}"
+        click.echo(f"\nlast run {last['run_id']}: {last['state']} {where}")
+        if last["progress"] and last["state"] != "finished":
+            click.echo("  " + ", ".join(f"{name} {value:,}" for name, value in last["progress"].items()))
+
+
+def _figures(snapshot: Snapshot) -> dict[str, Any]:
     manifest = snapshot.manifest
-    figures = {
+    return {
         "snapshot_id": manifest.snapshot_id,
         "kind": manifest.kind,
         "created_at": manifest.created_at,
@@ -56,12 +96,32 @@ def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) ->
         "splits": snapshot.splits.num_rows,
         **manifest.accounting.model_dump(),
     }
-    if as_json:
-        click.echo(json.dumps(figures, default=str))
-        return
+
+
+def _last_run(snapshot: Snapshot) -> dict[str, Any] | None:
+    found = last_run(snapshot.storage)
+    if found is None:
+        return None
+    state, process = found[1], found[0].process
+    return {
+        "run_id": found[0].run_id,
+        "state": state,
+        "host": process.host,
+        "pid": process.pid,
+        "started_at": found[0].started_at,
+        "progress": dict(found[0].progress),
+    }
+
+
+def _show(figures: dict[str, Any]) -> None:
     width = max(map(len, figures))
     for name, value in figures.items():
         click.echo(f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}")
+
+
+def _in_words(found: Quarantined) -> str:
+    files = f"{found.files:,} file{'s' * (found.files != 1)}"
+    return f"{found.documents:,} document{'s' * (found.documents != 1)} in {files}" if found.documents else files
 
 
 if __name__ == "__main__":

@@ -13,15 +13,20 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, redact_uri
-from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, InputError, StorageFault
-from pipeline.flow.rows import Work
-from pipeline.flow.stages import DriverEnvironment, FlowContext
-from pipeline.limits import refuse_deletions, refuse_over_limits
+from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, InputError, StorageFault, VecmillError
+from pipeline.flow.context import DriverEnvironment, FlowContext
+from pipeline.flow.ledger import Ledger
+from pipeline.flow.rows import Work, Written
+from pipeline.limits import LimitWatch, Totals, refuse_deletions, refuse_over_limits
+from pipeline.logs import LogSettings, log_run
 from pipeline.model import ModelDescription, describe_model, fetch_model
 from pipeline.planning import Plan, Planner, type_names
 from pipeline.signals import interruptible
@@ -29,17 +34,24 @@ from pipeline.snapshots.commit import Publication, publish
 from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import Manifest, latest
 from pipeline.snapshots.store import check_store, open_store
-from pipeline.splits import InputFile, list_input
+from pipeline.splits import InputFile, Split, list_input
+from pipeline.unique_ids import Changes, apply_judgement, judge_ids
 from pipeline.uris import Storage, split_input_uri
 from pipeline.write import MAX_PAGE_BYTES
 
 if TYPE_CHECKING:
-    from pipeline.flow.drive import Drive
+    from pipeline.flow.drive import Drive, FlowSession
 
 log = logging.getLogger(__name__)
 
 # A file that is rewritten while it is read is planned again this often before the run gives up.
-_MAX_FLOWS = 3
+_MAX_REWRITTEN = 3
+
+# Flows in a row that bring no record, and teach nothing about what kills them, before the run gives up.
+_MAX_FRUITLESS = 3
+
+# Ids are judged, what follows from it is done, and they are judged again; twice is what it takes.
+_MAX_JUDGEMENTS = 5
 
 _VERSIONED = ("vecmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs")
 
@@ -66,12 +78,15 @@ class Corpus:
             raise InputError(f"{error}; give input.uri a bucket that there is") from None
 
 
-def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> dict[str, Any]:
+def embed(
+    config: Config, *, limit: int | None = None, retry_quarantined: bool = False, quiet: bool = True
+) -> dict[str, Any]:
     """Publish a snapshot of the corpus, or find that the current one is up to date.
 
     Args:
         config: what to embed, with what, to where.
         limit: only the first so many documents; only into a store without a full snapshot.
+        retry_quarantined: try quarantined documents again, with the splits they are in.
         quiet: keep Ray's own log off stderr.
 
     Returns:
@@ -94,9 +109,10 @@ def embed(config: Config, *, limit: int | None = None, quiet: bool = True) -> di
             planner.plan(files)
             open_store(store, corpus.root, create=True)
         run_id = new_run_id()
+        log_run(run_id)
         with Lease(store, run_id) as lease:
             # Listed and looked up under the lease: a run that ended meanwhile is built on, not undone.
-            planner = replace(planner, parent=latest(store))
+            planner = replace(planner, parent=latest(store), retry=run_id if retry_quarantined else None)
             outcome = _Run(config, run_id, corpus, model, planner, quiet).to_end(lease)
     return outcome | {"seconds": round(time.monotonic() - started, 1)}
 
@@ -124,38 +140,81 @@ class _Run:
     quiet: bool
 
     def to_end(self, lease: Lease) -> dict[str, Any]:
-        """Plan, flow, publish; plans again where a file was rewritten in between."""
+        """Work off what is left, judge what there is then, publish."""
         files = self.corpus.list()
         figures: dict[str, Any] = {}
-        changed: set[str] | None = None  # what the last flow found rewritten; None: there was none
-        for _ in range(_MAX_FLOWS + 1):
-            try:
-                plan = self.planner.plan(files)
-            except ChangedError as error:
-                log.warning("planned again: %s", error)
-                files, changed = self.corpus.list(), None
-                continue
-            if not plan.work:
-                parent = self.planner.parent
-                if parent is not None and self.planner.is_current(plan, parent):
-                    return self._unchanged(parent)
-                self._refuse(plan)
+        changes = Changes()
+        for _ in range(_MAX_JUDGEMENTS):
+            files, plan, told = self._work_off(files, changes, lease)
+            figures |= told
+            parent = self.planner.parent
+            if parent is not None and self.planner.is_current(plan, parent):
+                return self._unchanged(parent)
+            found = judge_ids(self.planner, plan)
+            self._refuse(plan, num_more=found.num)
+            if not found.rows and not found.revived:
                 return self._outcome(self._publish(plan), published=True) | figures
-            if changed is not None and not changed.intersection(item.split.file.uri for item in plan.work):
-                raise _lost(plan.work)
-            drive = self._flow(plan, lease)
-            figures, changed = drive.figures, drive.changed_uris
-            files = self._listed_again(files, changed)
-        raise StorageFault(
-            f"input files were rewritten while they were read, {_MAX_FLOWS} times in a row; "
-            f"run again once {self.corpus.root} rests"
+            changes = apply_judgement(self.planner, plan, found, changes, self.run_id)
+        raise VecmillError(f"ids are not unique after {_MAX_JUDGEMENTS} rounds. This is a bug.")
+
+    def _work_off(
+        self, files: list[InputFile], changes: Changes, lease: Lease
+    ) -> tuple[list[InputFile], Plan, dict[str, Any]]:
+        """Flows until nothing is left: again where files were rewritten in between, or splits lost with a process."""
+        ledger = Ledger(self.planner.store, self.run_id)
+        drive: Drive | None = None
+        num_rewritten = num_fruitless = 0
+        with ExitStack() as stack:
+            session: FlowSession | None = None
+            while True:
+                if num_rewritten > _MAX_REWRITTEN:
+                    raise StorageFault(
+                        f"input files were rewritten while they were read, {_MAX_REWRITTEN} times in a row; "
+                        f"run again once {self.corpus.root} rests"
+                    )
+                try:
+                    plan = self.planner.plan(files, reopened=changes.reopened, redo=changes.redo)
+                except ChangedError as error:
+                    log.warning("planned again: %s", error)
+                    files, drive, num_rewritten = self.corpus.list(), None, num_rewritten + 1
+                    continue
+                if not plan.work:
+                    return files, plan, session.figures if session else {}
+                if drive is not None and session is not None:
+                    lost = [item.split for item in plan.work if item.split.file.uri not in drive.changed_uris]
+                    learned = bool(lost) and self._learn(ledger, lost, session)
+                    is_fruitless = bool(lost) and not learned and not drive.num_recorded
+                    num_fruitless = num_fruitless + 1 if is_fruitless else 0
+                    if num_fruitless >= _MAX_FRUITLESS:
+                        raise _lost(lost)
+                context = self._context(plan)
+                session = session or self._connect(stack, context)
+                drive = session.run(
+                    context,
+                    [_tried_next(item, ledger) for item in plan.work],
+                    self._judge(plan),
+                    lease.update,
+                )
+                num_rewritten = num_rewritten + 1 if drive.changed_uris else 0
+                files = self._listed_again(files, drive.changed_uris)
+
+    def _learn(self, ledger: Ledger, lost: list[Split], session: FlowSession) -> bool:
+        log.warning(
+            "%d splits were lost with their process or their node, the first of %s; they are tried again",
+            len(lost),
+            lost[0].file.uri,
         )
+        return ledger.learn(lost, cache(session.answers))
 
-    def _flow(self, plan: Plan, lease: Lease) -> Drive:
-        """Run the work that is left on Ray."""
-        from pipeline.flow.drive import drive_flow  # Ray is slow to import, and often not needed
+    def _connect(self, stack: ExitStack, context: FlowContext) -> FlowSession:
+        from pipeline.flow.drive import flow_session  # Ray is slow to import, and often not needed
 
-        context = FlowContext(
+        log.info("starting Ray")
+        return stack.enter_context(flow_session(context, quiet=self.quiet))
+
+    def _context(self, plan: Plan) -> FlowContext:
+        log.info("%d splits of %d files to do", len(plan.work), len(plan.files))
+        return FlowContext(
             config=self.config,
             run_id=self.run_id,
             model=self.model,
@@ -165,9 +224,8 @@ class _Run:
             input_storage=self.corpus.source,
             store_storage=self.planner.store,
             environment=DriverEnvironment(os.environ),
+            log_settings=LogSettings.current(self.run_id),
         )
-        log.info("%d splits of %d files to do; starting Ray", len(plan.work), len(plan.files))
-        return drive_flow(context, plan.work, lease.update, quiet=self.quiet)
 
     def _listed_again(self, files: list[InputFile], changed: set[str]) -> list[InputFile]:
         """The files, with those that changed as they are now; only those, so that a busy input comes to an end."""
@@ -183,11 +241,27 @@ class _Run:
                 )
         return [now.get(file.uri, file) for file in files if file.uri not in changed or file.uri in now]
 
-    def _refuse(self, plan: Plan) -> None:
-        """Raise LimitError where a limit refuses what would be published."""
+    def _judge(self, plan: Plan) -> Callable[[Written], None]:
+        """Raises LimitError once nothing that comes can bring the snapshot back under the limits."""
+        config, changed = self.config, set[str]()
+        settled = Totals.of(plan.recorded, self.planner.carried_splits(plan))
+        watch = LimitWatch(config.limits, settled, [item.split for item in plan.work], config.input)
+
+        def judge(written: Written) -> None:
+            if written.report.changed:
+                changed.add(written.split.file.uri)
+            if written.record is not None:
+                watch.add(written.record)
+            if not changed:  # what is recorded of a file that was rewritten will not count
+                watch.check()
+
+        return judge
+
+    def _refuse(self, plan: Plan, num_more: int) -> None:
+        """Raise LimitError where a limit refuses what would be published; so many more would be quarantined."""
         limits, planner = self.config.limits, self.planner
         carried_splits = planner.carried_splits(plan)
-        refuse_over_limits(limits, plan.recorded, carried_splits)
+        refuse_over_limits(limits, plan.recorded, carried_splits, num_more)
         if planner.parent is not None and planner.parent.limit is None:
             refuse_deletions(limits, planner.parent_splits, plan.recorded, carried_splits)
 
@@ -230,10 +304,15 @@ class _Run:
         }
 
 
-def _lost(work: list[Work]) -> EnvironmentFault:
+def _tried_next(item: Work, ledger: Ledger) -> Work:
+    trial = ledger.trial(item.split)
+    return item if trial is item.trial else replace(item, trial=trial)  # nearly always the first
+
+
+def _lost(lost: list[Split]) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{len(work)} splits went into the flow and did not come out, the first of {work[0].split.file.uri}: their "
-        "processes were killed, for memory or by a document; what is done is kept, the same command goes on"
+        f"{len(lost)} splits were lost {_MAX_FRUITLESS} times in a row with nothing done in between, the first of "
+        f"{lost[0].file.uri}: their processes or nodes were killed; what is done is kept, the same command goes on"
     )
 
 

@@ -6,10 +6,13 @@ with a batch, and none costs another document:
 
 * It does not fit into memory: it is halved and tried again, and the token budget learns, so that
   no later batch of this process is as large.
-* It raises: its sequences are tried one by one; those that still raise are `failed`. A probe
-  then tells a bad document from a broken encoder: if even the probe raises, nobody is blamed
-  and the error is the caller's.
+* It raises: it is bisected down to the sequences at fault, which are `failed`. A probe then
+  tells a bad document from a broken encoder: if even the probe raises, nobody is blamed and the
+  error is the caller's.
 * It makes NaN, infinite or zero vectors: they are `invalid`.
+
+A batch that ends the process is the caller's to find: `before` tells of each batch before it is
+tried, and sequences in doubt go `alone`, after all others.
 
 Reduced precision is the plain one, the whole model in bfloat16 or float16: over 2,000 docstrings
 cosine to float32 is 0.99996 on average and 0.9999 at worst, at three to four times the speed
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +39,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline.batching import token_batches
-from pipeline.errors import EnvironmentFault, ModelError, VecmillError
+from pipeline.errors import AcceleratorFault, EnvironmentFault, ModelError, VecmillError
 from pipeline.model import ModelDescription, check_files
 from pipeline.pooling import normalize, pool
 
@@ -107,20 +110,31 @@ class Encoder:
         self._model: Any = _load(folder, description, _DTYPES[self.compute]).to(self.device)
         self._probe()
 
-    def encode(self, input_ids: pa.ListArray | pa.ChunkedArray | Sequence[npt.ArrayLike]) -> EncodedSplit:
+    def encode(
+        self,
+        input_ids: pa.ListArray | pa.ChunkedArray | Sequence[npt.ArrayLike],
+        *,
+        alone: Sequence[int] = (),
+        before: Callable[[Sequence[int]], None] = lambda batch: None,
+    ) -> EncodedSplit:
         """Encode sequences; the result is in their order, and no vector depends on its neighbours.
 
         Args:
             input_ids: N lists of token ids, as `pipeline.tokens` makes them.
+            alone: indices of those that share no batch and come last.
+            before: called with the indices of each batch before it is tried.
 
         Raises:
-            EnvironmentFault: the device, not a document, is out of memory or broken.
+            AcceleratorFault: the device broke over a batch; this process cannot use it any more.
+            EnvironmentFault: the device, not a document, is out of memory.
         """
         sequences = _Sequences.of(input_ids)
         vectors = torch.zeros((len(sequences.lengths), self.dim), dtype=torch.float32, device=self.device)
         failed: dict[int, str] = {}
         num_padded_tokens = 0
-        pending = list(reversed(token_batches(sequences.lengths, self.token_budget)))
+        together = np.setdiff1d(np.arange(len(sequences.lengths)), np.asarray(alone, np.int64))
+        batches = [together[batch] for batch in token_batches(sequences.lengths[together], self.token_budget)]
+        pending = list(reversed([*batches, *(np.array([index]) for index in alone)]))
         while pending:
             batch = pending.pop()
             longest = int(sequences.lengths[batch[0]])
@@ -128,15 +142,15 @@ class Encoder:
                 parts = token_batches(sequences.lengths[batch], self.token_budget)
                 pending.extend(batch[part] for part in reversed(parts))
                 continue
+            before(batch.tolist())
             problem = self._try(sequences, batch, vectors)
             if problem is None:
                 num_padded_tokens += len(batch) * longest
-            elif problem.out_of_memory and len(batch) > 1:
-                self._learn(len(batch) * longest)
+            elif len(batch) > 1:
+                if problem.out_of_memory:
+                    self._learn(len(batch) * longest)
                 half = len(batch) // 2
                 pending += [batch[half:], batch[:half]]
-            elif len(batch) > 1:
-                pending += [batch[index : index + 1] for index in reversed(range(len(batch)))]
             else:
                 self._probe()
                 failed[int(batch[0])] = problem.message
@@ -153,7 +167,7 @@ class Encoder:
             ids, mask = sequences.padded(batch, self._pad_token_id)
             vectors[torch.from_numpy(batch).to(self.device)] = self._forward(ids, mask)
         except torch.AcceleratorError as error:
-            raise EnvironmentFault(
+            raise AcceleratorFault(
                 f"the accelerator {self.device} failed: {_first_line(error)}; run it again"
             ) from error
         except Exception as error:

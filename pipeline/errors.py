@@ -14,6 +14,8 @@
     |   +-- StorageFault              storage did not do what was asked
     |   |   +-- ChangedError          an object is no longer the one that was listed
     |   +-- CredentialsFault          missing, expired, or without the rights
+    |   +-- AcceleratorFault          broken for the process that uses it
+    |   +-- ClusterGone               Ray ended under the run
     Interrupted       130, 143   a signal; resumable. No Exception: code that handles those must let it pass
 
 A message says what is wrong, the value, and the way out, in one sentence or two.
@@ -91,6 +93,14 @@ class ChangedError(StorageFault):
 
 class CredentialsFault(EnvironmentFault):
     """Credentials are missing, expired, or lack a right."""
+
+
+class AcceleratorFault(EnvironmentFault):
+    """The accelerator broke over what it was given; its process cannot use it any more."""
+
+
+class ClusterGone(EnvironmentFault):
+    """The Ray cluster ended under the run; what Ray has left in this process ends it before long, with exit 1."""
 
 
 class Interrupted(BaseException):

@@ -7,62 +7,26 @@ of the rest. What is recorded of a range that is left goes along, so that it is 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
+import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.errors import InputError, NotSupportedError, UsageError
 from pipeline.flow.rows import Work
+from pipeline.known import KnownRecords, Mask
+from pipeline.snapshots.draft import filtered
 from pipeline.snapshots.journal import load_records
-from pipeline.snapshots.manifest import SPLITS_SCHEMA, Manifest, read_table
+from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, Manifest, read_table
 from pipeline.snapshots.reader import Snapshot
-from pipeline.snapshots.records import Record, tile
-from pipeline.splits import Cut, InputFile, Split, check_columns, columns_read, limit_splits, plan_files
+from pipeline.snapshots.table import Indices, RecordTable, file_keys, from_hex
+from pipeline.splits import InputFile, Split, check_columns, columns_read, limit_splits, plan_files
 from pipeline.uris import Storage
-
-
-class KnownRecords:
-    """The records of one encoder and shard fingerprint, by file; an attempt that the parent lists wins."""
-
-    def __init__(self, records: Iterable[Record] = (), parent_attempts: Mapping[str, str] | None = None) -> None:
-        self._parent_attempts = parent_attempts or {}
-        by_file: defaultdict[str, list[Record]] = defaultdict(list)
-        for record in records:
-            by_file[record.file_id].append(record)
-        # By offset, so that a split looks at its own records only: a large file has 10^4 of both.
-        self._by_file = {file_id: sorted(found, key=_begin) for file_id, found in by_file.items()}
-
-    def tiling(self, file: InputFile) -> list[Record] | None:
-        """Records that cover the file as it is now, without gap or overlap; None if there are none such."""
-        return tile(self._by_file.get(file.file_id, []), self._parent_attempts)
-
-    def covering(self, split: Split) -> list[Record] | None:
-        """Records that cover exactly the range of a planned split, under whatever cut; None if there are none such."""
-        # The file's last range is covered only by records up to one that says so.
-        return tile(
-            self._within(split), self._parent_attempts, begin=split.begin, end=None if split.last else split.end
-        )
-
-    def cuts(self, split: Split) -> frozenset[Cut]:
-        """What is recorded of the range of a planned split."""
-        return frozenset((record.begin, record.end, record.last) for record in self._within(split))
-
-    def _within(self, split: Split) -> list[Record]:
-        found, end = self._by_file.get(split.file.file_id, []), split.end
-        first = bisect_left(found, split.begin, key=_begin)
-        if end is None:
-            return found[first:]
-        return [record for record in found[first : bisect_right(found, end, key=_begin)] if record.end <= end]
-
-
-def _begin(record: Record) -> int:
-    return record.begin
 
 
 def carried_files(parent_splits: pa.Table, files: Sequence[InputFile]) -> frozenset[str]:
@@ -70,13 +34,17 @@ def carried_files(parent_splits: pa.Table, files: Sequence[InputFile]) -> frozen
 
     A published file is tiled; one of which a `--limit` took only a part has no split that is last.
     """
-    whole = set(parent_splits.filter(pc.field("last"))["file_id"].to_pylist())
+    whole = set(parent_splits["file_id"].filter(parent_splits["last"]).to_pylist())
     return frozenset(file.file_id for file in files if file.file_id in whole)
 
 
 def left_to_do(planned: Iterable[Split], known: KnownRecords) -> list[Work]:
     """The work that is left of planned splits."""
-    return [Work(split, known.cuts(split)) for split in planned if known.covering(split) is None]
+    return [
+        Work(split, known.cuts(split), known.next_generation(split))
+        for split in planned
+        if known.covering(split) is None
+    ]
 
 
 def without(files: Sequence[InputFile], carried: Collection[str]) -> list[InputFile]:
@@ -93,8 +61,8 @@ class Plan:
     shard_fp: str
     carried: frozenset[str]
     """File ids that the parent snapshot lists whole."""
-    recorded: list[Record]
-    """Tilings of the files that are done and not carried."""
+    recorded: RecordTable
+    """Tilings of the files that are done and not carried; see also `Planner.carried_splits` and `carried_shards`."""
     work: list[Work]
 
     @property
@@ -113,9 +81,16 @@ class Planner:
     encoder_fp: str
     store: Storage
     parent: Manifest | None
+    retry: str | None = None
+    """The run that tries quarantined documents again: what others recorded of them does not count as done."""
 
-    def plan(self, files: list[InputFile]) -> Plan:
+    def plan(self, files: list[InputFile], *, reopened: Collection[str] = (), redo: Collection[str] = ()) -> Plan:
         """What is carried, what is recorded, what is left; a file that is carried is not opened.
+
+        Args:
+            files: of the corpus, as listed.
+            reopened: ids of files that are not carried although the parent lists them: their records are looked at.
+            redo: attempts whose records do not count as done (16 hex digits each), of files that are not carried.
 
         Raises:
             UsageError: the config does not go with the files, or with the snapshot that is there.
@@ -133,7 +108,7 @@ class Planner:
             files = [file for file in files if file.file_id in limited]
             keep = check_columns(source, files, config.input, parent_keep)
         elif parent_keep is not None:
-            carried, keep = carried_files(self.parent_splits, files), parent_keep
+            carried, keep = carried_files(self.parent_splits, files) - self._reopened(reopened), parent_keep
         elif config.input.keep:
             # The types of kept columns are part of the shard fingerprint: without them no record can be looked up.
             planned, keep = plan_files(source, files, config.input, config.splits)
@@ -141,12 +116,12 @@ class Planner:
             keep = pa.schema([])
         shard_fp = config.shard_fingerprint(type_names(keep))
         open_files = without(files, carried)
-        known = self._known(shard_fp) if open_files else KnownRecords()
+        known = self._known(shard_fp, carried, frozenset(redo)) if open_files else KnownRecords()
         if self.limit is not None:
             work = left_to_do(planned or (), known)
-            recorded = [record for split in planned or () for record in known.covering(split) or ()]
-            return Plan(files, keep, shard_fp, carried, recorded, work)
-        done = {file.file_id: tiling for file in open_files if (tiling := known.tiling(file))}
+            covering = [rows for split in planned or () if (rows := known.covering(split)) is not None]
+            return Plan(files, keep, shard_fp, carried, _take(known, covering), work)
+        done = {file.file_id: rows for file in open_files if (rows := known.tiling(file.file_id)) is not None}
         untiled = without(open_files, done)
         if planned is None:
             # A corpus that was read before is not judged anew by what the first of its new files lacks.
@@ -154,7 +129,7 @@ class Planner:
             planned, found = plan_files(source, untiled, config.input, config.splits, known_keep)
             _refuse_other_types(keep, found)
         work = left_to_do((split for split in planned if split.file.file_id not in done), known)
-        return Plan(files, keep, shard_fp, carried, [record for tiling in done.values() for record in tiling], work)
+        return Plan(files, keep, shard_fp, carried, _take(known, list(done.values())), work)
 
     def _check_parent(self) -> None:
         if self.parent is None:
@@ -192,10 +167,36 @@ class Planner:
             return SPLITS_SCHEMA.empty_table()
         return read_table(self.store, self.parent.splits, SPLITS_SCHEMA)
 
-    def _known(self, shard_fp: str) -> KnownRecords:
-        records = load_records(self.store, self.encoder_fp, shard_fp, self._victims())
-        attempts = {} if self.parent is None else Snapshot(self.store, self.parent).attempts()
-        return KnownRecords(records, attempts)
+    @property
+    def parent_shards(self) -> pa.Table:
+        """The parent's shards table (SHARDS_SCHEMA); read at each use: it is large, and seldom used twice."""
+        if self.parent is None:
+            return SHARDS_SCHEMA.empty_table()
+        return read_table(self.store, self.parent.shards, SHARDS_SCHEMA)
+
+    def _reopened(self, reopened: Collection[str]) -> frozenset[str]:
+        if self.retry is None:
+            return frozenset(reopened)
+        is_quarantined = pc.is_valid(self.parent_splits["quarantine_file"])
+        return frozenset(reopened).union(self.parent_splits["file_id"].filter(is_quarantined).to_pylist())
+
+    def _known(self, shard_fp: str, carried: Collection[str], redo: frozenset[str]) -> KnownRecords:
+        """The records of the files that are not carried; of others no more than attempts that came to nothing."""
+        shards = self.parent_shards
+        listed, carried_attempts = file_keys(shards["file"]), file_keys(self._of(shards, carried)["file"])
+        del shards
+        records = load_records(self.store, self.encoder_fp, shard_fp, self._victims(), carried_attempts)
+        return KnownRecords(records, listed, partial(self._is_done, redo=redo))
+
+    def _is_done(self, records: RecordTable, redo: frozenset[str]) -> Mask:
+        is_redone = pc.is_in(records.column("attempt"), value_set=from_hex(sorted(redo), 8))
+        is_done: Mask = ~is_redone.to_numpy(zero_copy_only=False)
+        if self.retry is not None:
+            is_own = np.isin(records.numbers("run_id"), _codes(records, "run_id", lambda run_id: run_id == self.retry))
+            is_fine = records.column("quarantine_checksum").is_null().to_numpy(zero_copy_only=False)
+            is_settled = np.isin(records.numbers("reasons"), _codes(records, "reasons", _no_use_retrying))
+            is_done &= is_own | is_fine | is_settled
+        return is_done
 
     def _victims(self) -> frozenset[str]:
         return frozenset((self.parent.victims if self.parent else None) or ())
@@ -204,16 +205,41 @@ class Planner:
         """Whether publishing would give the parent again."""
         if self.limit is not None or parent.limit is not None:
             return self.limit == parent.limit and parent.shard_fp == plan.shard_fp and self._lists(parent, plan)
-        listed = set(self.parent_splits["file_id"].to_pylist())
+        listed = set(pc.unique(self.parent_splits["file_id"]).to_pylist())
         return parent.shard_fp == plan.shard_fp and listed == plan.carried and not plan.recorded
 
     def _lists(self, parent: Manifest, plan: Plan) -> bool:
-        return sorted(self.parent_splits["split_id"].to_pylist()) == sorted(record.split_id for record in plan.recorded)
+        listed, recorded = file_keys(self.parent_shards["file"]), plan.recorded.keys()
+        return len(listed) == len(recorded) and bool(pc.all(pc.is_in(listed, value_set=recorded)).as_py() is not False)
 
     def carried_splits(self, plan: Plan) -> pa.Table:
         """The rows of `parent_splits` that the plan carries over."""
+        return self._splits_of(plan.carried)
+
+    def carried_shards(self, plan: Plan) -> pa.Table:
+        """The rows of `parent_shards` that the plan carries over."""
+        return self._of(self.parent_shards, plan.carried)
+
+    def _splits_of(self, file_ids: Collection[str]) -> pa.Table:
         splits = self.parent_splits
-        return splits.filter(pc.is_in(splits["file_id"], pa.array(sorted(plan.carried), pa.string())))
+        return filtered(splits, pc.is_in(splits["file_id"], value_set=pa.array(sorted(file_ids), pa.string())))
+
+    def _of(self, shards: pa.Table, file_ids: Collection[str]) -> pa.Table:
+        ordinals = self._splits_of(file_ids)["ordinal"].combine_chunks()
+        return filtered(shards, pc.is_in(shards["ordinal"], value_set=ordinals))
+
+
+def _take(known: KnownRecords, found: list[Indices]) -> RecordTable:
+    return known.records.take(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def _codes(records: RecordTable, name: str, is_wanted: Callable[[str], bool]) -> list[int]:
+    return [code for code, value in enumerate(records.values(name)) if is_wanted(value)]
+
+
+def _no_use_retrying(reasons: str) -> bool:
+    """Ids are judged at each publish: encoding again changes nothing about them."""
+    return set(orjson.loads(reasons)) == {"duplicate_id"}
 
 
 def type_names(keep: pa.Schema) -> dict[str, str]:

@@ -6,6 +6,7 @@ Both on stderr: stdout carries the answer.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -15,23 +16,24 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipeline.logs import log_format
+
+log = logging.getLogger(__name__)
+
 _LINE_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.5
 
 
 class Progress:
-    """Counts what comes out of the flow, and shows it from a thread of its own: also while a split is long.
+    """Counts what comes out of a run's flows, and shows it from a thread of its own: also while a split is long.
 
-    Args:
-        num_splits: splits planned; grows when a range turns out to hold several.
-        num_bytes: their size, estimated for compressed files; what the time left is told by.
-        num_encoders: encoders in the pool, for the share of them that is busy.
+    On a terminal it is one line that changes; elsewhere a log line every ten seconds.
     """
 
-    def __init__(self, num_splits: int, num_bytes: int, num_encoders: int, stream: TextIO | None = None) -> None:
-        self.num_splits = num_splits
-        self.num_bytes = num_bytes
-        self.num_encoders = num_encoders
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.num_splits = 0
+        self.num_bytes = 0
+        self.num_encoders = 0
         self.num_done = 0
         self.num_bytes_done = 0
         self.num_documents = 0
@@ -39,10 +41,10 @@ class Progress:
         self.num_padded_tokens = 0
         self.encode_s = 0.0
         self._stream = stream or sys.stderr
-        is_terminal = self._stream.isatty()
+        is_terminal = self._stream.isatty() and log_format() == "text"
         self._every_s = _REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S
         self._started = time.monotonic()
-        self._bar = tqdm(total=num_splits, file=self._stream, disable=not is_terminal, bar_format="{desc}", leave=False)
+        self._bar = tqdm(file=self._stream, disable=not is_terminal, bar_format="{desc}", leave=False)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="vecmill-progress", daemon=True)
 
@@ -56,6 +58,18 @@ class Progress:
         self._stop.set()
         self._thread.join()
         self._bar.close()
+
+    def expect(self, num_splits: int, num_bytes: int, num_encoders: int) -> None:
+        """A flow begins.
+
+        Args:
+            num_splits: splits planned; grows when a range turns out to hold several.
+            num_bytes: their size, estimated for compressed files; what the time left is told by.
+            num_encoders: encoders in the pool, for the share of them that is busy.
+        """
+        self.num_splits = self.num_done + num_splits
+        self.num_bytes = self.num_bytes_done + num_bytes
+        self.num_encoders = num_encoders
 
     def add(
         self, *, num_bytes: int, documents: int = 0, tokens: int = 0, padded_tokens: int = 0, encode_s: float = 0
@@ -72,7 +86,7 @@ class Progress:
     def _show(self) -> None:
         while not self._stop.wait(self._every_s):
             if self._bar.disable:
-                print(self.line(), file=self._stream, flush=True)
+                log.info("%s", self.line())
             else:
                 self._bar.set_description_str(self.line())
 

@@ -3,7 +3,7 @@
     documents    what `read` makes of a split           one row a document
     sequences    what `tokens` makes of documents       one row a chunk
     embeddings   what `encode` makes of sequences       one row a chunk: the embedding shard
-    quarantine   rows that could not be embedded        one row a document (or a file: row is null)
+    quarantine   rows that could not be embedded        one row a document (or a file: neither doc_id nor row)
 
 Shape letters, everywhere: B rows of a token batch, L its padded length, H hidden, D dim,
 Q queries, N vectors, K neighbours.
@@ -73,7 +73,7 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("doc_id", pa.string()),
         pa.field("input_file", pa.string(), nullable=False),
-        pa.field("row", pa.int64()),  # null: the file as a whole
+        pa.field("row", pa.int64()),  # null: not known; without a doc_id either, the file as a whole
         pa.field("content_hash", HASH),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),

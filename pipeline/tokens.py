@@ -241,7 +241,7 @@ def _sequences(documents: pa.Table, pieces: list[_Encoded], *, with_text: bool) 
     keep = documents.select([name for name in documents.column_names if name not in own])
     columns = {
         "content_hash": documents["content_hash"],
-        "row_hash": pa.array(_row_hashes(documents, keep), pa.binary(16)),
+        "row_hash": pa.array(row_hashes(documents, keep), pa.binary(16)),
         "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
         "doc_id": documents["doc_id"],
         "chunk_index": zeros,
@@ -258,17 +258,23 @@ def _sequences(documents: pa.Table, pieces: list[_Encoded], *, with_text: bool) 
     return pa.Table.from_arrays([*arrays, documents["text"]] if with_text else arrays, schema=schema)
 
 
-def _row_hashes(documents: pa.Table, keep: pa.Table) -> list[bytes]:
-    """blake2b-16 over content hash, chunk index, doc id and kept values, each with its name and type."""
-    hashes = documents["content_hash"].to_pylist()
-    doc_ids = documents["doc_id"].to_pylist()
+def row_hashes(rows: pa.Table, keep: pa.Table) -> list[bytes]:
+    """blake2b-16 over content hash, chunk index, doc id and kept values, each with its name and type.
+
+    Args:
+        rows: content_hash, doc_id, chunk_index; without the latter all are documents, in one chunk each.
+        keep: the kept columns of the same rows.
+    """
+    hashes = rows["content_hash"].to_pylist()
+    doc_ids = rows["doc_id"].to_pylist()
+    chunks = rows["chunk_index"].to_pylist() if "chunk_index" in rows.column_names else repeat(0)
     names = [f"{field.name}: {field.type}" for field in keep.schema]
     values = [_plain(column).to_pylist() for column in keep.columns]
-    rows: Iterator[tuple[Any, ...]] = zip(*values, strict=True) if values else repeat(())
+    kept_rows: Iterator[tuple[Any, ...]] = zip(*values, strict=True) if values else repeat(())
     hashed = []
-    for content_hash, doc_id, row in zip(hashes, doc_ids, rows, strict=False):
+    for content_hash, chunk, doc_id, row in zip(hashes, chunks, doc_ids, kept_rows, strict=False):
         kept = list(zip(names, row, strict=True))
-        rest = json.dumps([0, doc_id, kept], default=_json_value, sort_keys=True)
+        rest = json.dumps([chunk, doc_id, kept], default=_json_value, sort_keys=True)
         hashed.append(hashlib.blake2b(content_hash + rest.encode(), digest_size=16).digest())
     return hashed
 

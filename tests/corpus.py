@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -112,14 +111,8 @@ class Ran:
 def run_command(*args: str) -> Ran:
     """`vecmill ARGS` in this process."""
     out, err = io.StringIO(), io.StringIO()
-    handler = logging.StreamHandler(err)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            code = exit_code(vecmill, args)
-    finally:
-        root.removeHandler(handler)
+    with redirect_stdout(out), redirect_stderr(err):
+        code = exit_code(vecmill, args)
     sys.stderr.write(err.getvalue())  # pytest shows it if the test fails
     return Ran(code, out.getvalue(), err.getvalue())
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.known import KnownRecords
 from pipeline.snapshots.commit import Publication
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.records import (
@@ -22,6 +23,7 @@ from pipeline.snapshots.records import (
     quarantine_name,
     shard_name,
 )
+from pipeline.snapshots.table import RecordTable
 from pipeline.uris import Storage
 
 ENCODER_FP = "e" * 16
@@ -95,7 +97,7 @@ def put(storage: Storage, record: Record) -> Record:
 
 def publication(parent: Manifest | None, records: Iterable[Record], **changes: Any) -> Publication:
     """Publishes `records`, and `carried` (file ids) from the parent."""
-    records = list(records)
+    records = RecordTable.of(records)
     carried = frozenset(changes.pop("carried", ()))
     values: dict[str, Any] = {
         "run_id": f"run-{new_attempt()}",
@@ -108,6 +110,14 @@ def publication(parent: Manifest | None, records: Iterable[Record], **changes: A
         "versions": {},
     } | changes
     return Publication(parent=parent, records=records, carried=carried, **values)
+
+
+def tiling_of(records: Iterable[Record], parent: Sequence[Record] = ()) -> list[Record] | None:
+    """The records that a run takes for a file of which these are all; `parent` are those that its snapshot lists."""
+    records = list(records)
+    known = KnownRecords(records, RecordTable.of(parent).keys())
+    rows = known.tiling(records[0].file_id) if records else None
+    return None if rows is None else list(known.records.take(rows))
 
 
 class FaultyStorage(Storage):

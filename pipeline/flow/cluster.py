@@ -7,6 +7,7 @@ So this is checked, with a sentence, before anything starts.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Cluster, PoolSize
-from pipeline.errors import ClusterError, EnvironmentFault
+from pipeline.errors import ClusterError, ClusterGone, EnvironmentFault
 from pipeline.signals import handlers_kept
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 READ_CPUS = 0.5  # reading waits for storage half of its time
 WRITE_CPUS = 0.25  # writing is compression of ids and one upload
 _CONNECT_TIMEOUT_S = 10.0
+_NODE_TIMEOUT_S = 30.0
 _OTHERS_CPUS = READ_CPUS + WRITE_CPUS
 
 # More threads than this in one forward pass of a small encoder cost more in waiting than they bring.
@@ -48,8 +50,8 @@ class PoolPlan:
 
 
 @contextmanager
-def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapping[str, float]]]:
-    """Connect to Ray for the time of a flow; yields the resources of each node that is alive.
+def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[None]:
+    """Connect to Ray for the time of a run's flows.
 
     An already initialized Ray is used and left running. Without an address Ray starts in place.
 
@@ -67,9 +69,10 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
     if quiet:
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data._internal.execution.streaming_executor_state").addFilter(_in_one_line)
 
     if ray.is_initialized():
-        yield _nodes(ray)
+        yield
         return
     if address:
         _check_answers(address)
@@ -77,7 +80,7 @@ def connected(cluster: Cluster, *, quiet: bool = True) -> Iterator[Sequence[Mapp
         yield from _started(ray, address, quiet)
 
 
-def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[Sequence[Mapping[str, float]]]:
+def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[None]:
     logged: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     try:
         with _silent_stderr(quiet), handlers_kept():
@@ -91,8 +94,13 @@ def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[Sequence[Ma
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
         raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
     try:
-        yield _nodes(ray)
-    finally:
+        yield
+    except ClusterGone:
+        raise  # without a shutdown, which would wait for what is gone
+    except BaseException:
+        ray.shutdown()
+        raise
+    else:
         ray.shutdown()
 
 
@@ -111,6 +119,18 @@ def _check_answers(address: str) -> None:
         raise EnvironmentFault(
             f"no Ray cluster answers at {address}: {error}; start it, or mend cluster.address"
         ) from None
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Ray Data logs a block that is lost with a traceback of its own inside; here its split is driven again."""
+    if record.exc_info is None or record.exc_info[1] is None:
+        return True
+    error = record.exc_info[1]
+    lines = str(error).strip().splitlines()
+    # Of what a task raised the last line says what, of what Ray found out the first.
+    told = lines[-1 if hasattr(error, "cause") else 0] if lines else ""
+    log.warning("lost with its process: %s: %s", type(error).__name__, told[:300])
+    return False
 
 
 @contextmanager
@@ -149,8 +169,67 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _nodes(ray: Any) -> list[Mapping[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def alive_nodes() -> list[Mapping[str, float]]:
+    """The resources (`{"CPU": ..., "GPU": ...}`) of each node that is alive."""
+    return [node["Resources"] for node in _nodes()]
+
+
+def _nodes() -> list[Mapping[str, Any]]:
+    import ray
+
+    nodes: list[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def node_answers(node_id: str) -> bool:
+    """Whether a node runs a task now: what the cluster says of it may be half a minute old."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if node_id not in (node["NodeID"] for node in _nodes()):
+        return False
+    task = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    try:
+        ray.get(task.options(scheduling_strategy=there).remote(), timeout=_NODE_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    pass
+
+
+def is_answering() -> bool:
+    """Whether the head of the cluster, and this machine's part of it, still listen.
+
+    Ray itself notices within 15 to 60 s, and then ends this process without a word.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    addresses = [context.gcs_address]
+    addresses += [
+        f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in _own_node(context.get_node_id())
+    ]
+    return all(_listens(address) for address in addresses)
+
+
+@functools.cache
+def _own_node(node_id: str) -> list[Mapping[str, Any]]:
+    return [node for node in _nodes() if node["NodeID"] == node_id]
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True  # a network that hiccups is Ray's to judge
+    return True
 
 
 def plan_pool(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:

@@ -1,17 +1,26 @@
-"""The driver's side of a flow: connect, fit the pool, and take in what each split came to."""
+"""The driver's side of flows: connect, fit the pool, and take in what each split came to.
+
+One session serves all flows of a run: the first does nearly everything; another follows where
+splits were lost with their process, or files were rewritten under it.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import ClusterError, EnvironmentFault, UsageError, VecmillError
-from pipeline.flow.cluster import connected, plan_pool
+from pipeline.errors import ClusterError, ClusterGone, EnvironmentFault, Interrupted, UsageError, VecmillError
+from pipeline.flow.cluster import PoolPlan, alive_nodes, connected, is_answering, node_answers, plan_pool
+from pipeline.flow.context import FlowContext
 from pipeline.flow.embed import run_flow
+from pipeline.flow.ledger import work_id
+from pipeline.flow.pulse import Watchdog, read_beat
 from pipeline.flow.rows import SplitReport, Work, Written
-from pipeline.flow.stages import FlowContext
+from pipeline.logs import log_split
 from pipeline.report import Progress
 from pipeline.signals import interruptible
 from pipeline.snapshots.journal import Journal
@@ -21,6 +30,9 @@ log = logging.getLogger(__name__)
 # Splits that may fail before the run stops: one is bad luck, this many is storage that is gone.
 _MAX_FAILED_SPLITS = 8
 
+# Long enough for a cluster to bring up nodes, short beside what idle GPUs cost until somebody looks.
+STALL_S = 900.0
+
 
 @dataclass
 class Drive:
@@ -29,72 +41,148 @@ class Drive:
     changed_uris: set[str] = field(default_factory=set)
     """Files that were rewritten while they were read: to be planned again."""
     failed: list[SplitReport] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    num_recorded: int = 0
 
 
-def drive_flow(
-    context: FlowContext, work: Sequence[Work], tell: Callable[[Mapping[str, Any]], None], *, quiet: bool
-) -> Drive:
-    """Run the work on Ray to its end; each split that is done is in the store, and in the run's journal.
-
-    Args:
-        context: what the stages share.
-        work: at least one planned split.
-        tell: called with the progress after each split.
-        quiet: keep Ray's own log off stderr.
+@contextmanager
+def flow_session(context: FlowContext, *, quiet: bool) -> Iterator[FlowSession]:
+    """A connection to Ray for the flows of one run; `quiet` keeps Ray's own log off stderr.
 
     Raises:
-        ClusterError: the pool does not fit into the cluster, or its nodes cannot share the store.
-        EnvironmentFault: splits failed for storage or cluster; what is done is kept.
+        EnvironmentFault: there is no cluster to be had.
     """
-    store = context.store_storage
-    drive = Drive()
-    journal = Journal(store, context.run_id)
-    cluster = context.config.cluster
-    with connected(cluster, quiet=quiet) as nodes, interruptible():
+    with connected(context.config.cluster, quiet=quiet), interruptible(), Progress() as progress:
+        yield FlowSession(progress, Journal(context.store_storage, context.run_id))
+
+
+class FlowSession:
+    """Runs flows; made by `flow_session`."""
+
+    def __init__(self, progress: Progress, journal: Journal) -> None:
+        self._progress = progress
+        self._journal = journal
+        self._pool: PoolPlan | None = None
+
+    def run(
+        self,
+        context: FlowContext,
+        work: Sequence[Work],
+        judge: Callable[[Written], None],
+        tell: Callable[[Mapping[str, Any]], None],
+    ) -> Drive:
+        """Run the work on Ray to its end; each split that is done is in the store, and in the run's journal.
+
+        Args:
+            context: what the stages share.
+            work: at least one planned split.
+            judge: called with what each split came to; what it raises ends the flow.
+            tell: called with the progress after each split.
+
+        Raises:
+            ClusterError: the pool does not fit into the cluster, or its nodes cannot share the store.
+            EnvironmentFault: splits failed for storage or cluster, or nothing moved; what is done is kept.
+        """
+        self._pool = self._fit(context)
+        drive, progress = Drive(), self._progress
+        progress.expect(len(work), sum(item.split.num_bytes for item in work), self._pool.max_size)
+        watchdog = _Watch(context.run_id, lambda: (read_beat(context.run_id), progress.num_done))
+        try:
+            with watchdog:
+                for written in run_flow(context, work, self._pool):
+                    self._take(written, drive)
+                    judge(written)
+                    tell(progress.figures())
+                    if len(drive.failed) >= _MAX_FAILED_SPLITS:
+                        break
+        except Interrupted:
+            if (verdict := watchdog.verdict) is None:
+                raise
+            raise verdict from None
+        finally:
+            self._close_journal()
+        if drive.failed:
+            raise _failure(drive.failed)
+        return drive
+
+    def _close_journal(self) -> None:
+        # Also on the way out of a signal: it spares the next plan a request a record. No more than that, so a fault
+        # here does not replace what ends the run.
+        try:
+            self._journal.close()
+        except EnvironmentFault as error:
+            log.warning("the journal of the run could not be written: %s", error)
+
+    def answers(self, node_id: str) -> bool:
+        """Whether a node of the cluster still runs tasks."""
+        return node_answers(node_id)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Counts and rates over all flows so far."""
+        encoders = {"encoders": self._pool.max_size} if self._pool else {}
+        return self._progress.figures() | encoders
+
+    def _fit(self, context: FlowContext) -> PoolPlan:
+        nodes, store = alive_nodes(), context.store_storage
         if len(nodes) > 1 and store.is_local:
             raise ClusterError(
                 f"a local store on a cluster of {len(nodes)} nodes: {store.uri}; give a store.uri on object storage"
             )
-        pool = plan_pool(cluster, nodes)
-        with Progress(len(work), sum(item.split.num_bytes for item in work), pool.max_size) as progress:
-            try:
-                for written in run_flow(context, work, pool):
-                    _take(written, drive, journal, progress)
-                    tell(progress.figures())
-                    if len(drive.failed) >= _MAX_FAILED_SPLITS:
-                        break
-            finally:
-                # Also on the way out of a signal: it spares the next run a request a record. No more than that, so
-                # a fault here does not replace what ends the run.
-                try:
-                    journal.close()
-                except EnvironmentFault as error:
-                    log.warning("the journal of run %s could not be written: %s", context.run_id, error)
-    if drive.failed:
-        raise _failure(drive.failed)
-    drive.figures = progress.figures() | {"encoders": pool.max_size}
-    return drive
+        if self._pool is not None and self._pool.num_gpus and not any(node.get("GPU") for node in nodes):
+            # A smaller pool is fine, but GPUs are not to be replaced by the CPUs that are left.
+            raise EnvironmentFault("all nodes with a GPU are gone; run the same command again when there are some")
+        return plan_pool(context.config.cluster, nodes)
+
+    def _take(self, written: Written, drive: Drive) -> None:
+        report, record, progress = written.report, written.record, self._progress
+        if record is not None:
+            drive.num_recorded += 1
+            self._journal.add(record)
+            progress.add(
+                num_bytes=written.split.num_bytes,
+                documents=record.num_documents,
+                tokens=record.num_tokens,
+                padded_tokens=record.num_padded_tokens,
+                encode_s=report.encode_s,
+            )
+        elif report.changed:
+            drive.changed_uris.add(written.split.file.uri)
+        elif report.status == "failed":
+            log_split(work_id(written.split))
+            log.warning("a split failed: %s", report.error)
+            log_split()
+            drive.failed.append(report)
+        else:
+            progress.add(num_bytes=written.split.num_bytes)
 
 
-def _take(written: Written, drive: Drive, journal: Journal, progress: Progress) -> None:
-    report, record = written.report, written.record
-    if record is not None:
-        journal.add(record)
-        progress.add(
-            num_bytes=written.split.num_bytes,
-            documents=record.num_documents,
-            tokens=record.num_tokens,
-            padded_tokens=record.num_padded_tokens,
-            encode_s=report.encode_s,
-        )
-    elif report.changed:
-        drive.changed_uris.add(written.split.file.uri)
-    elif report.status == "failed":
-        log.warning("a split failed: %s", report.error)
-        drive.failed.append(report)
-    else:
-        progress.add(num_bytes=written.split.num_bytes)
+class _Watch:
+    """A watchdog over a flow that waits in the main thread; elsewhere nobody watches."""
+
+    def __init__(self, run_id: str, beat: Callable[[], object]) -> None:
+        self._run_id = run_id
+        self._dog = Watchdog(beat, is_answering, STALL_S)
+        is_main = threading.current_thread() is threading.main_thread()
+        self._guard: AbstractContextManager[object] = self._dog if is_main else nullcontext()
+
+    def __enter__(self) -> None:
+        self._guard.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._guard.__exit__(*error)
+
+    @property
+    def verdict(self) -> EnvironmentFault | None:
+        """What the watchdog ended the flow for; None: it did not."""
+        match self._dog.bite:
+            case "stalled":
+                return EnvironmentFault(
+                    f"nothing moved for {STALL_S:.0f} s: no split was done and no worker said that it works on one; "
+                    "what is done is kept, run the same command again"
+                )
+            case "gone":
+                return ClusterGone("the Ray cluster is gone; what is done is kept, run the same command again")
+        return None
 
 
 def _failure(failed: Sequence[SplitReport]) -> VecmillError:

@@ -19,8 +19,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.errors import EnvironmentFault
 from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan
+from pipeline.flow.context import FlowContext
 from pipeline.flow.rows import Work, Written
-from pipeline.flow.stages import EncodeStage, FlowContext, ReadStage, WriteStage
+from pipeline.flow.stages import EncodeStage, ReadStage, WriteStage
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,9 @@ def embed_dataset(
     data_context.target_max_block_size = _GROUPED_BLOCK_BYTES if grouped else _ONE_SPLIT_BLOCK_BYTES
     # A split longer than this kills a healthy job; nothing moving is the driver's to judge.
     data_context.execution_no_progress_timeout_s = -1
-    # A breaker only: exceptions are rows, so an errored block means that Ray itself lost something.
-    data_context.max_errored_blocks = 8
+    # Exceptions are rows: an errored block is one that was lost with its process or node. It is dropped here, and the
+    # driver, who knows what was planned and what is recorded, drives its split again (pipeline.flow.ledger).
+    data_context.max_errored_blocks = -1
     # One model load that fails (a node going away) else ends the job.
     data_context.max_consecutive_actor_init_deaths = 4
     # Ours is the progress line.
@@ -52,18 +54,17 @@ def embed_dataset(
 
     biggest_first = sorted(work, key=lambda item: item.split.num_bytes, reverse=True)
     is_fixed = pool.min_size == pool.max_size
-    items = [item.to_item() for item in biggest_first]
     with warnings.catch_warnings():
         # max_restarts, max_task_retries and max_retries have no named parameter in 2.60; the way they are passed
         # is deprecated and gone in 2.64, hence the pin of ray.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        source = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
+        source = ray.data.from_arrow(list(_blocks(biggest_first)))
         sequences = source.map_batches(
             ReadStage(context),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
-            max_retries=4,  # bounded: by default a split that kills its process is tried for ever
+            max_retries=0,  # by default a split that kills its process is tried for ever; here the ledger decides
         )
         embeddings = sequences.map_batches(
             encode_stage,
@@ -80,7 +81,7 @@ def embed_dataset(
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
             max_restarts=-1,  # with finite restarts a pool of one stalls once they are used up
-            max_task_retries=16,  # by default endless: one killer document would loop
+            max_task_retries=0,  # as the reader's; and what is set here keeps Ray from fusing the two
         )
         return embeddings.map_batches(
             WriteStage(context),
@@ -89,6 +90,14 @@ def embed_dataset(
             num_cpus=WRITE_CPUS,
             max_retries=4,
         )
+
+
+def _blocks(work: Sequence[Work]) -> Iterator[pa.Table]:
+    """The source, a block for each read task: built one by one, since a split as a dict takes a kilobyte."""
+    num_blocks = min(len(work), _MAX_READ_TASKS)
+    for number in range(num_blocks):
+        part = work[number * len(work) // num_blocks : (number + 1) * len(work) // num_blocks]
+        yield pa.Table.from_pylist([item.to_item() for item in part])
 
 
 def run_flow(
@@ -100,6 +109,8 @@ def run_flow(
         EnvironmentFault: Ray ended the flow. What was recorded until then stays.
     """
     dataset = embed_dataset(context, work, pool, encode_stage)
+    # Of pools that are larger than what is left for them, which is the rule where splits are driven again.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)

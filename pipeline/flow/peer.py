@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,9 +18,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.flow.cluster import PoolPlan
+from pipeline.flow.context import FlowContext
 from pipeline.flow.embed import run_flow
-from pipeline.flow.rows import SplitReport, Work
-from pipeline.flow.stages import EncodeStage, FlowContext
+from pipeline.flow.rows import SplitReport, Work, Written
+from pipeline.flow.stages import EncodeStage
 
 if TYPE_CHECKING:
     from pipeline.encoder import EncodedSplit, Encoder
@@ -74,11 +75,15 @@ def plain_embed(corpus: str, out: str, model: str, *, num_cpus: int) -> None:
 
 def time_instant_flow(context: FlowContext, work: Sequence[Work], pool: PoolPlan) -> list[tuple[float, SplitReport]]:
     """Run the embed flow with an encoder that takes no time; when each split was done (monotonic), and its report."""
+    return [(time.monotonic(), written.report) for written in instant_flow(context, work, pool)]
+
+
+def instant_flow(context: FlowContext, work: Sequence[Work], pool: PoolPlan) -> Iterator[Written]:
+    """The embed flow with an encoder that takes no time; what each split came to, as it is done."""
     with DataContext.current(DataContext()):
         # Else the readers run ahead while the actors start, and what is timed after is not their pace.
         DataContext.get_current().wait_for_min_actors_s = _POOL_START_S
-        flow = run_flow(context, work, pool, InstantEncodeStage)
-        return [(time.monotonic(), written.report) for written in flow]
+        yield from run_flow(context, work, pool, InstantEncodeStage)
 
 
 class InstantEncodeStage(EncodeStage):
@@ -97,7 +102,7 @@ class InstantEncoder:
     def __init__(self, dim: int) -> None:
         self._dim = dim
 
-    def encode(self, input_ids: pa.ChunkedArray) -> EncodedSplit:
+    def encode(self, input_ids: pa.ChunkedArray, **_: object) -> EncodedSplit:
         """As `Encoder.encode`, at once; nothing is padded."""
         from pipeline.encoder import EncodedSplit
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from pipeline.flow.ledger import FIRST_TRIAL, Trial
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.snapshots.records import Record
 from pipeline.splits import Cut, Split
@@ -43,9 +44,21 @@ class SplitReport:
     compute: str = ""
     generation: int = 0
     """Of the record that the split gets."""
+    trial: Trial = FIRST_TRIAL
+    """The attempt that it is part of."""
     read_s: float = 0.0
     encode_s: float = 0.0
     write_s: float = 0.0
+
+    def to_json(self) -> str:
+        """As `from_json` reads it."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SplitReport:
+        """The report that `to_json` wrote."""
+        value: dict[str, Any] = json.loads(text)
+        return cls(**{**value, "trial": Trial(**value["trial"])})
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Row:
         return pa.table(
             {
                 "split": [self.split.to_json()],
-                "report": [json.dumps(dataclasses.asdict(self.report))],
+                "report": [self.report.to_json()],
                 "documents": _nest(self.documents),
                 "quarantine": _nest(self.quarantine),
             }
@@ -73,7 +86,7 @@ class Row:
         """The row of a table of one row (see `pack`)."""
         return cls(
             split=Split.from_json(table.column("split")[0].as_py()),
-            report=SplitReport(**json.loads(table.column("report")[0].as_py())),
+            report=SplitReport.from_json(table.column("report")[0].as_py()),
             documents=_flatten(table.column("documents")),
             quarantine=_flatten(table.column("quarantine")),
         )
@@ -88,9 +101,16 @@ class Work:
     generation: int = 0
     """Of the records to be made: above those that are there where quarantined documents are tried again."""
 
+    trial: Trial = FIRST_TRIAL
+
     def to_item(self) -> dict[str, Any]:
         """As a row of the source."""
-        return {"split": self.split.to_json(), "done": json.dumps(sorted(self.done)), "generation": self.generation}
+        return {
+            "split": self.split.to_json(),
+            "done": json.dumps(sorted(self.done)),
+            "generation": self.generation,
+            "trial": json.dumps(dataclasses.asdict(self.trial)),
+        }
 
     @classmethod
     def from_batch(cls, batch: pa.Table) -> list[Work]:
@@ -100,6 +120,7 @@ class Work:
                 Split.from_json(row["split"]),
                 frozenset((begin, end, last) for begin, end, last in json.loads(row["done"])),
                 row["generation"],
+                Trial(**json.loads(row["trial"])),
             )
             for row in batch.to_pylist()
         ]
@@ -118,7 +139,7 @@ class Written:
         return pa.table(
             {
                 "split": [self.split.to_json()],
-                "report": [json.dumps(dataclasses.asdict(self.report))],
+                "report": [self.report.to_json()],
                 "record": [self.record.to_json().decode() if self.record else ""],
             }
         )
@@ -128,7 +149,7 @@ class Written:
         """Of one row as a mapping."""
         return cls(
             Split.from_json(row["split"]),
-            SplitReport(**json.loads(row["report"])),
+            SplitReport.from_json(row["report"]),
             Record.from_json(row["record"]) if row["record"] else None,
         )
 

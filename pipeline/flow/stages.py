@@ -15,22 +15,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Config
-from pipeline.errors import ChangedError, VecmillError
+from pipeline.errors import AcceleratorFault, VecmillError
+from pipeline.flow.context import FlowContext, current_node_id, failure
+from pipeline.flow.ledger import KILLED, Marks, Trial, work_id
+from pipeline.flow.pulse import beat, beating
 from pipeline.flow.rows import Row, SplitReport, Work, Written
-from pipeline.model import ModelDescription, fetch_model
+from pipeline.logs import log_split
+from pipeline.model import fetch_model
 from pipeline.read import ReadSplit, read_split
-from pipeline.schema import QUARANTINE_SCHEMA, embedding_schema, encoded_schema, sequence_schema
+from pipeline.read.documents import killed_range
+from pipeline.schema import Reason, embedding_schema
 from pipeline.snapshots.records import (
     QuarantineFile,
     Record,
@@ -41,9 +44,7 @@ from pipeline.snapshots.records import (
     quarantine_name,
     shard_name,
 )
-from pipeline.splits import Split
-from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
-from pipeline.uris import Storage
+from pipeline.tokens import SequenceTokenizer, Tokenized, load_tokenizer, tokenize
 from pipeline.write import quarantine_bytes, shard_bytes
 
 if TYPE_CHECKING:
@@ -52,60 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class DriverEnvironment:
-    """What the driver's environment says of object storage and the model hub, for the workers of other nodes.
-
-    It travels inside the pickled stages and not in Ray's runtime_env, which Ray shows on its dashboard; and it is
-    neither a dataclass nor a mapping, because Ray Data writes those out, field by field, into its metadata.
-    """
-
-    _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-    _HUB = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._values = {
-            name: value for name, value in environment.items() if name.startswith("AWS_") or name in self._HUB
-        }
-
-    def __repr__(self) -> str:
-        return "DriverEnvironment(***)"
-
-    def apply(self) -> None:
-        """Set what this process has no setting of. Credentials go together: half of two pairs opens nothing."""
-        has_own = any(name in os.environ for name in self._CREDENTIALS)
-        for name, value in self._values.items():
-            if not (has_own and name in self._CREDENTIALS):
-                os.environ.setdefault(name, value)
-
-
-@dataclass(frozen=True)
-class FlowContext:
-    """All that the stages of one run share; pickled once to each worker."""
-
-    config: Config
-    run_id: str
-    model: ModelDescription
-    encoder_fp: str
-    shard_fp: str
-    keep: pa.Schema
-    """The kept columns with their types."""
-    input_storage: Storage
-    store_storage: Storage
-    environment: DriverEnvironment = field(default_factory=lambda: DriverEnvironment({}))
-
-    @property
-    def sequence_schema(self) -> pa.Schema:
-        """Of rows between read and encode."""
-        return sequence_schema(self.keep, with_text=self.config.store.keep_text or self.config.store.quarantine_text)
-
-    @property
-    def encoded_schema(self) -> pa.Schema:
-        """Of rows between encode and write."""
-        return encoded_schema(self.sequence_schema, self.model.dim)
-
-    def enter_process(self) -> None:
-        """Make a worker's environment the driver's, where the worker has no setting of its own."""
-        self.environment.apply()
+# Documents between two marks of a reader that tokenizes under suspicion.
+_MARKED_DOCUMENTS = 256
 
 
 class ReadStage:
@@ -118,16 +67,47 @@ class ReadStage:
         """One row for each split that comes of each planned one."""
         self._context.enter_process()
         for work in Work.from_batch(batch):
+            log_split(work_id(work.split))
             try:
                 for row in self._read(work):
                     yield row.pack()
             except Exception as error:
-                report = failure(error, f"reading {work.split.file.uri}")
+                report = failure(error, f"reading {work.split.file.uri}", trial=work.trial)
                 yield Row(work.split, report, self._context.sequence_schema.empty_table()).pack()
 
     def _read(self, work: Work) -> Iterator[Row]:
         context, config = self._context, self._context.config
-        tokenizer = load_tokenizer(fetch_model(config.encoder, config.input.storage_options), context.model)
+        with beating(context.run_id):
+            tokenizer = load_tokenizer(fetch_model(config.encoder, config.input.storage_options), context.model)
+        marks = Marks(context.store_storage, context.run_id, work.trial, current_node_id())
+        started = time.monotonic()
+        for piece in self._pieces(work, marks):
+            beat(context.run_id)
+            report = SplitReport(trial=work.trial, generation=work.generation)
+            if piece.documents is None:
+                row = Row(piece.split, replace(report, status="done"), context.sequence_schema.empty_table())
+            else:
+                tokenized = self._tokenized(piece, piece.documents, tokenizer, marks, work.trial)
+                report = replace(
+                    report,
+                    num_documents=piece.num_documents,
+                    num_counted=piece.num_counted,
+                    read_s=time.monotonic() - started,
+                )
+                sequences = tokenized.sequences.select(context.sequence_schema.names).cast(context.sequence_schema)
+                row = Row(piece.split, report, sequences, pa.concat_tables([piece.quarantine, tokenized.quarantine]))
+            marks.finish()
+            yield row
+            started = time.monotonic()
+
+    def _pieces(self, work: Work, marks: Marks) -> Iterator[ReadSplit]:
+        """The pieces of the planned split, each place marked before it is read; up to the place that is fatal."""
+        context, config, fatal_at = self._context, self._context.config, work.trial.fatal_at
+        place = work.split.begin
+        if place == fatal_at:
+            yield killed_range(work.split, place, context.keep, KILLED)
+            return
+        marks.before("read", begin=place)
         pieces = read_split(
             context.input_storage,
             work.split,
@@ -137,28 +117,42 @@ class ReadStage:
             done=work.done,
             quarantine_text=config.store.quarantine_text,
         )
-        started = time.monotonic()
         for piece in pieces:
-            if piece.documents is None:
-                yield Row(piece.split, SplitReport(status="done"), context.sequence_schema.empty_table())
-            else:
-                yield self._tokenized(piece, piece.documents, tokenizer, started)
-            started = time.monotonic()
+            yield piece
+            place = piece.split.end if piece.split.end is not None else place
+            if place == fatal_at:
+                yield killed_range(work.split, place, context.keep, KILLED)
+                return
+            marks.before("read", begin=place)
+        marks.finish()
 
-    def _tokenized(self, piece: ReadSplit, documents: pa.Table, tokenizer: SequenceTokenizer, started: float) -> Row:
-        context = self._context
-        tokenized = tokenize(
-            documents,
-            tokenizer,
-            input_file=piece.split.file.uri,
-            with_text="text" in context.sequence_schema.names,
-            quarantine_text=context.config.store.quarantine_text,
-        )
-        report = SplitReport(
-            num_documents=piece.num_documents, num_counted=piece.num_counted, read_s=time.monotonic() - started
-        )
-        sequences = tokenized.sequences.select(context.sequence_schema.names).cast(context.sequence_schema)
-        return Row(piece.split, report, sequences, pa.concat_tables([piece.quarantine, tokenized.quarantine]))
+    def _tokenized(
+        self, piece: ReadSplit, documents: pa.Table, tokenizer: SequenceTokenizer, marks: Marks, trial: Trial
+    ) -> Tokenized:
+        """The sequences of the piece's documents; in parts and with a mark before each where the attempt has marks."""
+        context, rows = self._context, documents["row"].to_numpy()
+        guilty: dict[int, tuple[Reason, str]] = {
+            int(index): ("killed_process", KILLED) for index in _indices(rows, trial.guilty.get("tokenize", ()))
+        }
+        alone = _indices(rows, trial.alone.get("tokenize", ()))
+        rest = np.setdiff1d(np.arange(len(rows)), [*guilty, *alone])
+        num_parts = -(-len(rest) // _MARKED_DOCUMENTS) if trial.is_marked else 1
+        made = []
+        for part in [*np.array_split(rest, max(1, num_parts)), *alone.reshape(-1, 1)]:
+            marks.before("tokenize", rows[part].tolist())
+            made.append(
+                tokenize(
+                    documents.take(part) if trial.is_marked else documents,
+                    tokenizer,
+                    input_file=piece.split.file.uri,
+                    with_text="text" in context.sequence_schema.names,
+                    quarantine_text=context.config.store.quarantine_text,
+                )
+            )
+        quarantine = [part.quarantine for part in made]
+        quarantine.append(self._context.quarantined(piece.split, documents, "tokenize", guilty))
+        sequences = pa.concat_tables([part.sequences for part in made])
+        return Tokenized(sequences.sort_by("row") if trial.is_marked else sequences, pa.concat_tables(quarantine))
 
 
 class EncodeStage:
@@ -166,20 +160,20 @@ class EncodeStage:
 
     def __init__(self, context: FlowContext, num_threads: int | None) -> None:
         context.enter_process()  # first: the hub's library reads its settings when it is imported
-        from pipeline.encoder import Encoder  # torch: 2 s and 240 MiB that readers and writers do without
-
         self._context = context
         self._encoder: Encoder | SplitReport
         settings = context.config.encoder
         try:
-            path = fetch_model(settings, context.config.input.storage_options)
-            self._encoder = Encoder(
-                path,
-                context.model,
-                compute=settings.compute,
-                token_budget=settings.token_budget,
-                num_threads=num_threads,
-            )
+            with beating(context.run_id):
+                from pipeline.encoder import Encoder  # torch: 2 s and 240 MiB that readers and writers do without
+
+                self._encoder = Encoder(
+                    fetch_model(settings, context.config.input.storage_options),
+                    context.model,
+                    compute=settings.compute,
+                    token_budget=settings.token_budget,
+                    num_threads=num_threads,
+                )
         except Exception as error:
             # Ray would try again, and then end the job with an error that names no cause.
             self._encoder = failure(error, f"loading {settings.model}")
@@ -192,48 +186,55 @@ class EncodeStage:
             return replace(row, documents=empty).pack()
         if isinstance(self._encoder, SplitReport):
             return replace(row, report=self._encoder, documents=empty).pack()
+        log_split(row.split.split_id)
         try:
             return self._encode(row, self._encoder).pack()
+        except AcceleratorFault:
+            # It stays broken for this process, whoever comes next: let the pool have a new one. The ledger finds
+            # whose fault it was.
+            log.exception("encoding %s", row.split.file.uri)
+            os._exit(1)
         except Exception as error:
-            return replace(row, report=failure(error, f"encoding {row.split.file.uri}"), documents=empty).pack()
+            report = failure(error, f"encoding {row.split.file.uri}", trial=row.report.trial)
+            return replace(row, report=report, documents=empty).pack()
 
     def _encode(self, row: Row, encoder: Encoder) -> Row:
         started = time.monotonic()
-        schema = self._context.encoded_schema
-        sequences = row.documents
-        encoded = encoder.encode(sequences["input_ids"])
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(encoded.vectors.reshape(-1)), type=schema.field("vector").type
-        )
-        documents = sequences.set_column(sequences.schema.get_field_index("input_ids"), schema.field("vector"), vectors)
-        bad = dict.fromkeys(encoded.invalid, ("invalid_vector", "the vector is NaN, infinite or zero"))
-        bad |= {index: ("encode_failed", message) for index, message in encoded.failed.items()}
-        quarantine = row.quarantine
-        if bad:
-            quarantine = pa.concat_tables([quarantine, self._quarantined(row.split, sequences, bad)])
-            documents = documents.filter(~np.isin(np.arange(documents.num_rows), list(bad)))
+        context, trial = self._context, row.report.trial
+        rows = row.documents["row"].to_numpy()
+        guilty = _indices(rows, trial.guilty.get("encode", ()))
+        bad: dict[int, tuple[Reason, str]] = {int(index): ("killed_process", KILLED) for index in guilty}
+        sound = np.setdiff1d(np.arange(len(rows)), guilty)
+        sequences = row.documents.take(sound) if bad else row.documents
+        marks = Marks(context.store_storage, context.run_id, trial, current_node_id(), row.split)
+
+        def before(batch: Sequence[int]) -> None:
+            beat(context.run_id)
+            marks.before("encode", rows[sound[batch]].tolist())
+
+        alone = _indices(rows[sound], trial.alone.get("encode", ()))
+        encoded = encoder.encode(sequences["input_ids"], alone=alone.tolist(), before=before)
+        marks.finish()
+        bad |= {int(sound[i]): ("invalid_vector", "the vector is NaN, infinite or zero") for i in encoded.invalid}
+        bad |= {int(sound[i]): ("encode_failed", message) for i, message in encoded.failed.items()}
         report = replace(
             row.report,
             num_padded_tokens=encoded.num_padded_tokens,
             compute=encoder.compute,
             encode_s=time.monotonic() - started,
         )
-        return Row(row.split, report, documents.select(schema.names), quarantine)
+        embeddings = self._embeddings(sequences, encoded.vectors)
+        if bad:
+            embeddings = embeddings.filter(~np.isin(sound, list(bad)))
+        quarantined = context.quarantined(row.split, row.documents, "encode", bad)
+        return Row(row.split, report, embeddings, pa.concat_tables([row.quarantine, quarantined]))
 
-    def _quarantined(self, split: Split, sequences: pa.Table, bad: Mapping[int, tuple[str, str]]) -> pa.Table:
-        rows = sequences.take(pa.array(sorted(bad), pa.int64()))
-        texts = rows["text"] if self._context.config.store.quarantine_text else pa.nulls(rows.num_rows, pa.string())
-        columns = {
-            "doc_id": rows["doc_id"],
-            "input_file": [split.file.uri] * rows.num_rows,
-            "row": rows["row"],
-            "content_hash": rows["content_hash"],
-            "stage": ["encode"] * rows.num_rows,
-            "reason": [bad[index][0] for index in sorted(bad)],
-            "message": [bad[index][1] for index in sorted(bad)],
-            "text": texts,
-        }
-        return pa.table(columns).cast(QUARANTINE_SCHEMA)
+    def _embeddings(self, sequences: pa.Table, vectors: np.ndarray) -> pa.Table:
+        """The sequences with float32 vectors (N, D) in place of their ids."""
+        schema = self._context.encoded_schema
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type)
+        index = sequences.schema.get_field_index("input_ids")
+        return sequences.set_column(index, schema.field("vector"), column).select(schema.names)
 
 
 class WriteStage:
@@ -248,10 +249,11 @@ class WriteStage:
         row = Row.unpack(batch)
         if row.report.status != "ok":
             return Written(row.split, row.report, None).pack()
+        log_split(row.split.split_id)
         try:
             return self._write(row).pack()
         except Exception as error:
-            report = failure(error, f"writing a split of {row.split.file.uri}")
+            report = failure(error, f"writing a split of {row.split.file.uri}", trial=row.report.trial)
             return Written(row.split, report, None).pack()
 
     def _write(self, row: Row) -> Written:
@@ -301,14 +303,6 @@ class WriteStage:
         return Written(split, replace(row.report, write_s=time.monotonic() - started), record)
 
 
-def failure(error: Exception, what: str) -> SplitReport:
-    """The report of a split that an exception ended; `what` was being done."""
-    if isinstance(error, VecmillError):
-        return SplitReport(
-            status="failed", error=str(error), exit_code=error.exit_code, changed=isinstance(error, ChangedError)
-        )
-    log.exception("%s failed", what)
-    # The last frame, since the driver sees no more than this line of it.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    return SplitReport(status="failed", error=f"{what}: {type(error).__name__}: {error} ({where})", exit_code=1)
+def _indices(rows: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Where the wanted rows are, in order."""
+    return np.flatnonzero(np.isin(rows, wanted))

@@ -5,8 +5,16 @@ describe    a folder in sentence-transformers layout -> what it does to a text, 
     files       which files those are, and proof that they are the described ones
 """
 
-from pipeline.model.describe import ModelDescription, PoolingMode, describe_model
+from pipeline.model.describe import ModelDescription, PoolingMode, describe_model, encoder_fingerprint
 from pipeline.model.fetch import cache_path, fetch_model
 from pipeline.model.files import check_files
 
-__all__ = ["ModelDescription", "PoolingMode", "cache_path", "check_files", "describe_model", "fetch_model"]
+__all__ = [
+    "ModelDescription",
+    "PoolingMode",
+    "cache_path",
+    "check_files",
+    "describe_model",
+    "encoder_fingerprint",
+    "fetch_model",
+]

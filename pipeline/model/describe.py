@@ -101,9 +101,14 @@ class ModelDescription:
 
     def fingerprint(self, template: str) -> str:
         """16 hex digits over all that shapes a vector: not the model's name or place, not the query prompt."""
-        elsewhere = ("model", "revision", "architecture", "transformer", "query_prompt")
-        shaping = {key: value for key, value in self.spelled_out(template).items() if key not in elsewhere}
-        return hashlib.blake2b(json.dumps(shaping, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return encoder_fingerprint(self.spelled_out(template))
+
+
+def encoder_fingerprint(spelled_out: Mapping[str, Any]) -> str:
+    """As `ModelDescription.fingerprint`, of what `spelled_out` made, such as a manifest holds it."""
+    elsewhere = ("model", "revision", "architecture", "transformer", "query_prompt")
+    shaping = {key: value for key, value in spelled_out.items() if key not in elsewhere}
+    return hashlib.blake2b(json.dumps(shaping, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def describe_model(path: str | Path, settings: EncoderSettings) -> ModelDescription:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -133,6 +133,15 @@ def make_documents(rows: Rows, target: Target) -> tuple[pa.Table, pa.Table]:
 def quarantined_file(file_uri: str, message: str) -> pa.Table:
     """One row for a file that cannot be read (on)."""
     return _quarantine_table([(None, file_uri, None, Fault("unreadable_file", message), None)])
+
+
+def killed_range(split: Split, begin: int, keep: pa.Schema, message: str) -> ReadSplit:
+    """The rest of a planned split from `begin` on, where reading it kills its process: one row for all of it."""
+    streamed = split.end is None  # nobody knows where it ends, and nobody will
+    rest = replace(split, begin=begin, end=begin if streamed else split.end, last=streamed or split.last)
+    documents = pa.schema([*DOCUMENT_FIELDS, *keep]).empty_table()
+    quarantine = _quarantine_table([(None, split.file.uri, None, Fault("killed_process", message), None)])
+    return ReadSplit(replace(rest, row_begin=None, row_end=None), documents, quarantine, 0, None)
 
 
 def undecodable_rows(target: Target, begin: int, end: int, message: str) -> pa.Table:

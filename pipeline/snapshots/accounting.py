@@ -7,6 +7,7 @@ Whatever does not hold here is a fault of Vecmill, and ends the run with nothing
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError, VecmillError
 from pipeline.snapshots.manifest import Accounting
+from pipeline.snapshots.table import file_keys, parse_file_name
 from pipeline.uris import Storage
 
 
@@ -24,13 +26,15 @@ class Books:
     """The tables of a snapshot about to be published, and what they are held against."""
 
     shards: pa.Table
+    """By ordinal."""
     splits: pa.Table
-    """By file_uri, begin, end."""
-    parent_splits: pa.Table
+    """By file_uri, begin, end; `file_uri` is dictionary-encoded."""
+    documents_before: Mapping[str, int]
+    """Of each file of the parent snapshot."""
     files: frozenset[str]
     """The file ids of all input files, from the listing."""
-    carried: frozenset[str]
-    """Those whose splits are the parent's."""
+    first_new_ordinal: int
+    """Shards below it are the parent's."""
     is_limited: bool
     """Whether files may end before their last split (`--limit`)."""
 
@@ -44,23 +48,25 @@ def prove(books: Books) -> Accounting:
     _prove_tiling(books)
     _prove_counts(books)
     splits = books.splits
-    is_carried = pc.is_in(splits["file_id"], value_set=pa.array(sorted(books.carried), pa.string()))
-    new = splits.filter(pc.invert(is_carried))
-    carried = splits.filter(is_carried)
-    rows_of_new = _sum(_rows_of(books.shards, new))
+    # By shard, not by file: of a file that was looked at again some shards may be the parent's.
+    is_new = pc.greater_equal(splits["ordinal"], books.first_new_ordinal)
+    new = splits.filter(is_new)
+    rows_of_new = _sum(
+        books.shards.filter(pc.greater_equal(books.shards["ordinal"], books.first_new_ordinal))["num_rows"]
+    )
     uncounted = splits.filter(pc.is_null(splits["num_counted"]))
-    files_quarantined = len(set(uncounted["file_id"].to_pylist()))
+    files_quarantined = len(_distinct(uncounted["file_id"]))
     accounting = Accounting(
         documents_in=_sum(pc.coalesce(splits["num_counted"], splits["num_documents"])),
         embedded=rows_of_new - _sum(new["num_reused"]),
-        reused=_sum(_rows_of(books.shards, carried)) + _sum(new["num_reused"]),
+        reused=_sum(books.shards["num_rows"]) - rows_of_new + _sum(new["num_reused"]),
         quarantined=_sum(splits["num_quarantined"]),
         deleted=_num_deleted(books),
         truncated=_sum(splits["num_truncated"]),
         chunks=_sum(books.shards["num_rows"]),
         tokens=_sum(splits["num_tokens"]),
         files_in=len(books.files),
-        files_read=len(set(splits["file_id"].to_pylist())) - files_quarantined,
+        files_read=len(_distinct(splits["file_id"])) - files_quarantined,
         files_quarantined=files_quarantined,
     )
     a = accounting
@@ -77,43 +83,62 @@ def prove_files(storage: Storage, books: Books, victims: Collection[str] = froze
     Raises:
         StoreError: a file is gone, of another size, or doomed.
     """
-    sizes = dict(zip(books.shards["file"].to_pylist(), books.shards["size"].to_pylist(), strict=True))
-    wanted: dict[str, int | None] = {**sizes, **dict.fromkeys(books.splits["quarantine_file"].drop_null().to_pylist())}
-    # <kind>/<encoder_fp>/<shard_fp>/<xx>/<file>
-    prefixes = sorted({"/".join(name.split("/")[:3]) for name in wanted})
-    for prefix in prefixes:
-        for info in storage.list(prefix):
-            if info.name in wanted and wanted[info.name] in (None, info.size) and info.name not in victims:
-                del wanted[info.name]
-    for name in wanted:
+    missing = [
+        *_missing(storage, books.shards["file"], books.shards["size"].combine_chunks(), victims),
+        *_missing(storage, books.splits["quarantine_file"].drop_null(), None, victims),
+    ]
+    for name in missing:
         raise StoreError(
-            f"{len(wanted)} files of finished splits are missing from the store or damaged, "
+            f"{len(missing)} files of finished splits are missing from the store or damaged, "
             f"first {storage.full_uri(name)}; restore them, or delete the records of these split ids "
             "below records/, then run the same command again"
         )
 
 
+def _missing(storage: Storage, names: pa.ChunkedArray, sizes: pa.Array | None, victims: Collection[str]) -> list[str]:
+    """Those of `names` that a listing does not show, or with another size (None: any will do)."""
+    if not len(names):
+        return []
+    folders = pc.utf8_slice_codeunits(names, 0, len(f"embeddings/{'0' * 16}/{'0' * 16}"))
+    found, found_sizes = bytearray(), array("q")
+    for folder in sorted(_distinct(folders)):
+        for info in storage.scan(folder):
+            key = parse_file_name(info.name)
+            if key is not None and info.name not in victims:
+                found += key
+                found_sizes.append(info.size)
+    listed = pa.Array.from_buffers(pa.binary(24), len(found_sizes), [None, pa.py_buffer(found)])
+    places = pc.index_in(file_keys(names), value_set=listed)
+    is_there = pc.is_valid(places)
+    if sizes is not None:
+        listed_sizes = pa.Array.from_buffers(pa.int64(), len(found_sizes), [None, pa.py_buffer(found_sizes)])
+        is_there = pc.and_(is_there, pc.fill_null(pc.equal(listed_sizes.take(places), sizes), False))
+    missing: list[str] = names.filter(pc.invert(is_there)).to_pylist()
+    return missing
+
+
 def _prove_tiling(books: Books) -> None:
     """Each file once, each from 0 to its end without gap or overlap."""
     splits = books.splits
-    uris = np.array(splits["file_uri"].to_pylist(), dtype=object)
-    file_ids = splits["file_id"].to_pylist()
-    if set(file_ids) != books.files:
-        missing, unknown = books.files - set(file_ids), set(file_ids) - books.files
+    file_ids, uris = _distinct(splits["file_id"]), _distinct(splits["file_uri"])
+    if file_ids != books.files:
+        missing, unknown = books.files - file_ids, file_ids - books.files
         raise _bug(
             f"{len(missing)} of {len(books.files)} input files have no splits, {len(unknown)} are no input files"
         )
-    if len(set(file_ids)) != len(set(uris)):
+    if len(file_ids) != len(uris):
         raise _bug("two versions of one input file are in one snapshot")
-    if not len(uris):
+    if not uris:
         return
     begin, end, last = (splits[name].to_numpy() for name in ("begin", "end", "last"))
-    is_first = np.concatenate([[True], uris[1:] != uris[:-1]])
+    codes = splits["file_uri"].combine_chunks().indices.to_numpy()
+    is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
     is_final = np.concatenate([is_first[1:], [True]])
     gaps = np.where(is_first, begin != 0, begin != np.concatenate([[0], end[:-1]]))
     wrong_end = (last & ~is_final) if books.is_limited else (last != is_final)
     for index in np.flatnonzero(gaps | wrong_end):
-        raise _bug(f"the splits of {uris[index]} do not cover it once: at [{begin[index]}, {end[index]})")
+        uri = splits["file_uri"][int(index)].as_py()
+        raise _bug(f"the splits of {uri} do not cover it once: at [{begin[index]}, {end[index]})")
 
 
 def _prove_counts(books: Books) -> None:
@@ -125,14 +150,14 @@ def _prove_counts(books: Books) -> None:
     counted = pc.fill_null(pc.equal(splits["num_documents"], splits["num_counted"]), True)
     for uri in splits["file_uri"].filter(pc.invert(counted)).to_pylist():
         raise _bug(f"documents of {uri} were counted twice, with two results")
-    if set(splits["ordinal"].to_pylist()) != set(shards["ordinal"].to_pylist()):
+    ordinals, shard_of = np.unique(splits["ordinal"].to_numpy(), return_inverse=True)
+    if not np.array_equal(ordinals, shards["ordinal"].to_numpy()):
         raise _bug("the splits name other shards than the shards table holds")
     # Every document that is not quarantined is one row: documents are not chunked yet.
-    needed = pc.subtract(splits["num_documents"], splits["num_quarantined"])
-    by_split = pa.table({"ordinal": splits["ordinal"], "needed": needed})
-    per_shard = by_split.group_by("ordinal").aggregate([("needed", "sum")])
-    joined = shards.select(["ordinal", "file", "num_rows"]).join(per_shard, "ordinal")
-    for file in joined["file"].filter(pc.not_equal(joined["num_rows"], joined["needed_sum"])).to_pylist():
+    needed = np.zeros(shards.num_rows, np.int64)
+    np.add.at(needed, shard_of, pc.subtract(splits["num_documents"], splits["num_quarantined"]).to_numpy())
+    for index in np.flatnonzero(needed != shards["num_rows"].to_numpy()):
+        file = shards["file"][int(index)].as_py()
         raise _bug(f"{file} has not as many rows as its split has documents without a fault")
 
 
@@ -141,17 +166,12 @@ def _prove_unique(column: pa.ChunkedArray, what: str) -> None:
         raise _bug(f"a {what} is in a snapshot twice")
 
 
-def _rows_of(shards: pa.Table, splits: pa.Table) -> pa.ChunkedArray:
-    """num_rows of the shards that these splits name."""
-    return shards.filter(pc.is_in(shards["ordinal"], value_set=splits["ordinal"].combine_chunks()))["num_rows"]
-
-
 def _num_deleted(books: Books) -> int:
     """Documents of the parent that are gone, as files tell: vanished files, and what others shrank by.
 
     Documents replaced one for one within a file are not seen here; telling them takes their ids.
     """
-    return sum(deleted_by_uri(documents_by_uri(books.parent_splits), documents_by_uri(books.splits)).values())
+    return sum(deleted_by_uri(books.documents_before, documents_by_uri(books.splits)).values())
 
 
 def deleted_by_uri(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
@@ -163,6 +183,10 @@ def documents_by_uri(splits: pa.Table) -> dict[str, int]:
     """Documents of each input file (SPLITS_SCHEMA)."""
     counts = splits.group_by("file_uri").aggregate([("num_documents", "sum")])
     return dict(zip(counts["file_uri"].to_pylist(), counts["num_documents_sum"].to_pylist(), strict=True))
+
+
+def _distinct(column: pa.ChunkedArray | pa.Array) -> set[str]:
+    return set(pc.unique(column).to_pylist())
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -14,7 +14,7 @@ manifests. What a crash just after each step leaves, and who cleans it:
     quarantine file       two files no record names                   does the split again    gc (orphans)
     record                a finished split                            takes it, by a listing  nobody: it counts
                                                                       and one request
-    journal               the same, with fewer requests               takes them at once      gc, with the run
+    journal               the same, with fewer requests               takes them at once      gc, with its records
     shards table          a table no manifest names                   writes its own          gc (orphan)
     splits table          two tables no manifest names                writes its own          gc (orphans)
     manifest              a snapshot, whole                           finds nothing to do     nobody: it counts
@@ -38,8 +38,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConflictError, StorageFault, VecmillError
-from pipeline.snapshots.accounting import Books, prove, prove_files
+from pipeline.errors import ConflictError, StorageFault, StoreError, VecmillError
+from pipeline.snapshots.accounting import Books, documents_by_uri, prove, prove_files
+from pipeline.snapshots.draft import draft_tables, filtered
 from pipeline.snapshots.manifest import (
     SHARDS_SCHEMA,
     SPLITS_SCHEMA,
@@ -51,6 +52,7 @@ from pipeline.snapshots.manifest import (
     read_table,
 )
 from pipeline.snapshots.records import Record
+from pipeline.snapshots.table import RecordTable
 from pipeline.uris import Storage
 
 
@@ -87,17 +89,33 @@ def publish(storage: Storage, publication: Publication) -> Manifest:
     Raises:
         VecmillError: the books do not balance: documents or files are missing or doubled. A bug.
         StoreError: a file that a record lists is gone.
-        ConflictError: another embed or a rollback was published on the same parent.
+        ConflictError: another embed or a rollback was published on the same parent, or a gc deletes what this needs.
         StorageFault: storage failed, and nothing of ours was published.
     """
     _refuse_mixture(publication)
+    try:
+        return _publish(storage, publication)
+    except StoreError as error:
+        # What is missing may be gone for good reason: a gc took it, after this run had planned on it.
+        number = publication.parent.snapshot_id + 1 if publication.parent else 1
+        if storage.exists(manifest_name(number)):
+            raise ConflictError(
+                f"snapshot {number} came first, and a file that this run needs is gone ({error}); nothing was "
+                "published here: run the same command again"
+            ) from None
+        raise
+
+
+def _publish(storage: Storage, publication: Publication) -> Manifest:
     parent = publication.parent
+    # What planning took and gave back would else be held beside what publishing takes.
+    pa.default_memory_pool().release_unused()
     books, next_ordinal = _books(storage, publication)
     accounting = prove(books)
     prove_files(storage, books, frozenset((parent.victims if parent else None) or ()))
     draft = _put_tables(storage, publication, books, accounting, next_ordinal)
     while True:
-        winner = _try_number(storage, draft)
+        winner = try_number(storage, draft)
         if winner is None:
             return draft
         draft = _on_top_of(draft, winner, books)
@@ -107,7 +125,7 @@ def _refuse_mixture(publication: Publication) -> None:
     """All rows of a snapshot are of one encoder and one config."""
     parent = publication.parent
     wanted = (publication.encoder_fp, publication.shard_fp)
-    found = {(record.encoder_fp, record.shard_fp) for record in publication.records}
+    found = RecordTable.of(publication.records).fingerprints()
     if publication.carried:
         found.add((parent.encoder_fp, parent.shard_fp) if parent else ("", ""))
     if not found <= {wanted}:
@@ -121,14 +139,18 @@ def _books(storage: Storage, publication: Publication) -> tuple[Books, int]:
     parent = publication.parent
     parent_shards, parent_splits = _parent_tables(storage, parent)
     kept = pc.is_in(parent_splits["file_id"], value_set=pa.array(sorted(publication.carried), pa.string()))
-    next_ordinal = parent.next_ordinal if parent else 0
-    shards, splits, next_ordinal = _tables(parent_shards, parent_splits.filter(kept), publication.records, next_ordinal)
+    shards, splits, next_ordinal = draft_tables(
+        parent_shards,
+        filtered(parent_splits, kept),
+        RecordTable.of(publication.records),
+        parent.next_ordinal if parent else 0,
+    )
     books = Books(
         shards,
         splits,
-        parent_splits,
+        documents_by_uri(parent_splits),
         files=frozenset(publication.files),
-        carried=frozenset(publication.carried),
+        first_new_ordinal=parent.next_ordinal if parent else 0,
         is_limited=publication.limit is not None,
     )
     return books, next_ordinal
@@ -170,54 +192,12 @@ def _parent_tables(storage: Storage, parent: Manifest | None) -> tuple[pa.Table,
     return read_table(storage, parent.shards, SHARDS_SCHEMA), read_table(storage, parent.splits, SPLITS_SCHEMA)
 
 
-def _tables(
-    parent_shards: pa.Table, carried_splits: pa.Table, records: Sequence[Record], next_ordinal: int
-) -> tuple[pa.Table, pa.Table, int]:
-    """Shards and splits of the new snapshot, by input file and begin, and the next free ordinal.
+def try_number(storage: Storage, draft: Manifest) -> Manifest | None:
+    """Put the manifest under its number. None: it is ours; else the manifest that has the number.
 
-    A physical file keeps the ordinal it has in the parent, also under a record that lists it anew.
+    Raises:
+        StorageFault: storage failed, and the number is not ours.
     """
-    ordinals = dict(zip(parent_shards["file"].to_pylist(), parent_shards["ordinal"].to_pylist(), strict=True))
-    shard_rows, split_rows = [], []
-    for record in sorted(records, key=lambda record: (record.file_uri, record.begin, record.end)):
-        ordinal = ordinals.get(record.shard.file)
-        if ordinal is None:
-            ordinal, next_ordinal = next_ordinal, next_ordinal + 1
-        shard_rows.append(_shard_row(record, ordinal))
-        split_rows.append(_split_row(record, ordinal))
-    carried_shards = parent_shards.filter(
-        pc.is_in(parent_shards["ordinal"], value_set=carried_splits["ordinal"].combine_chunks())
-    )
-    shards = pa.concat_tables([carried_shards, pa.Table.from_pylist(shard_rows, SHARDS_SCHEMA)])
-    splits = pa.concat_tables([carried_splits, pa.Table.from_pylist(split_rows, SPLITS_SCHEMA)])
-    by_place = [("file_uri", "ascending"), ("begin", "ascending"), ("end", "ascending")]
-    return shards.sort_by("ordinal"), splits.sort_by(by_place), next_ordinal
-
-
-def _shard_row(record: Record, ordinal: int) -> dict[str, Any]:
-    return {
-        "ordinal": ordinal,
-        "file": record.shard.file,
-        "size": record.shard.size,
-        "checksum": record.shard.checksum,
-        "num_rows": record.shard.num_rows,
-        "vector_begin": record.shard.vector_begin,
-        "compute": record.compute,
-        "deletes": None,
-    }
-
-
-def _split_row(record: Record, ordinal: int) -> dict[str, Any]:
-    same = {name: getattr(record, name) for name in SPLITS_SCHEMA.names if hasattr(record, name)}
-    return same | {
-        "ordinal": ordinal,
-        "quarantine_file": record.quarantine.file if record.quarantine else None,
-        "quarantine_checksum": record.quarantine.checksum if record.quarantine else None,
-    }
-
-
-def _try_number(storage: Storage, draft: Manifest) -> Manifest | None:
-    """Put the manifest under its number. None: it is ours; else the manifest that has the number."""
     fault: StorageFault | None = None
     try:
         if storage.put_if_absent(manifest_name(draft.snapshot_id), draft.to_json()):
@@ -236,7 +216,8 @@ def _try_number(storage: Storage, draft: Manifest) -> Manifest | None:
 def _on_top_of(draft: Manifest, winner: Manifest, books: Books) -> Manifest:
     """The draft as successor of a manifest that took its number but changed no row."""
     doomed = frozenset(winner.victims or ())
-    if not doomed.isdisjoint(books.shards["file"].to_pylist() + books.splits["quarantine_file"].to_pylist()):
+    tables = [draft.shards.file, draft.splits.file]
+    if not doomed.isdisjoint(books.shards["file"].to_pylist() + books.splits["quarantine_file"].to_pylist() + tables):
         raise ConflictError(
             f"run {winner.run_id} ({winner.kind}) is deleting files of this run; nothing was published here: "
             "run the same command again"

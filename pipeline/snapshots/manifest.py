@@ -61,6 +61,20 @@ SPLITS_SCHEMA = pa.schema(
 )
 
 
+# So that no more than this is in memory as plain strings.
+_ROW_GROUP = 100_000
+
+
+# What thousands of splits have in common.
+_SHARED = frozenset({"file_uri", "file_id", "identity", "identity_kind", "compute"})
+
+
+def in_memory(schema: pa.Schema) -> pa.Schema:
+    """The schema with what splits share dictionary-encoded: a third of the bytes, for a million of them."""
+    shared = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([field.with_type(shared) if field.name in _SHARED else field for field in schema])
+
+
 class _Part(BaseModel):
     # Unknown keys of the same format version are additions that old readers may ignore.
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -149,9 +163,14 @@ def latest(storage: Storage) -> Manifest | None:
     Raises:
         StoreError: it is newer than this reader, or no manifest.
     """
-    matches = (_MANIFEST_NAME.fullmatch(info.name) for info in storage.list("snapshots"))
-    number = max((int(match[1]) for match in matches if match), default=None)
-    return None if number is None else read_manifest(storage, number)
+    numbers = manifest_numbers(storage)
+    return read_manifest(storage, numbers[-1]) if numbers else None
+
+
+def manifest_numbers(storage: Storage) -> list[int]:
+    """The numbers of all manifests, ascending."""
+    matches = (_MANIFEST_NAME.fullmatch(info.name) for info in storage.scan("snapshots"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def read_manifest(storage: Storage, number: int) -> Manifest:
@@ -177,16 +196,28 @@ def read_manifest(storage: Storage, number: int) -> Manifest:
 
 
 def put_table(storage: Storage, name: str, table: pa.Table) -> TableRef:
-    """Put a snapshot's table and tell how a manifest names it."""
+    """Put a snapshot's table and tell how a manifest names it.
+
+    Args:
+        name: where.
+        table: dictionary-encoded columns are written as what they stand for, so that any engine reads the same.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
+    with pq.ParquetWriter(sink, plain, compression="zstd") as writer:
+        for batch in table.to_batches(max_chunksize=_ROW_GROUP):
+            writer.write_table(pa.Table.from_batches([batch]).cast(plain))
     data = sink.getvalue()
     storage.put(name, data)
     return TableRef(file=name, checksum=checksum(data), num=table.num_rows)
 
 
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
 def read_table(storage: Storage, ref: TableRef, schema: pa.Schema) -> pa.Table:
-    """A snapshot's table, in `schema` (SHARDS_SCHEMA or SPLITS_SCHEMA).
+    """A snapshot's table, in `in_memory(schema)` (of SHARDS_SCHEMA or SPLITS_SCHEMA).
 
     Raises:
         StoreError: missing, or not what the manifest names.
@@ -198,4 +229,7 @@ def read_table(storage: Storage, ref: TableRef, schema: pa.Schema) -> pa.Table:
         raise StoreError(f"missing from the store: {uri}, which a manifest names") from None
     if checksum(data) != ref.checksum:
         raise StoreError(f"damaged: {uri} is not the table that its manifest names (checksum)")
-    return pq.read_table(pa.BufferReader(data)).select(schema.names).cast(schema)
+    shared = [field.name for field in schema if field.name in _SHARED]
+    table = pq.read_table(pa.BufferReader(data), columns=schema.names, read_dictionary=shared)
+    # Each row group has dictionaries of its own, and few functions take them together.
+    return table.cast(in_memory(schema)).unify_dictionaries()

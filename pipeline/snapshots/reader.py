@@ -44,11 +44,6 @@ class Snapshot:
         """Full URIs of the quarantine files."""
         return [self.storage.full_uri(name) for name in self.splits["quarantine_file"].drop_null().to_pylist()]
 
-    def attempts(self) -> dict[str, str]:
-        """Split id -> the attempt whose shard the snapshot lists."""
-        stems = (name.rpartition("/")[2].removesuffix(".parquet") for name in self.shards["file"].to_pylist())
-        return {split_id: attempt for split_id, _, attempt in (stem.partition("-") for stem in stems)}
-
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the rows; reads one shard's footer."""

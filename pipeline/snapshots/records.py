@@ -3,8 +3,8 @@
 An attempt writes files under its own name and then its record; a record says that its files are
 there and whole. Several attempts of a split may leave records (a task run twice, a run that was
 thought dead), and a file may have been cut in several ways by several versions of a config.
-`choose` picks one attempt, and `tile` a row of splits that covers the file exactly once: both
-depend on the records alone, so whoever publishes picks the same.
+`choose` picks one attempt (pipeline.known does so for many), and `tile` a row of splits that covers
+the file exactly once: both depend on the records alone, so whoever publishes picks the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -27,7 +27,11 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0)]
 
-_RECORD_NAME = re.compile(r"(?P<split_id>[0-9a-f]{32})-(?P<generation>[0-9]+)-(?P<attempt>[0-9a-f]{16})\.json")
+_RECORD_NAME = re.compile(r"(?P<split_id>[0-9a-f]{32})-(?P<generation>[0-9]{1,9})-(?P<attempt>[0-9a-f]{16})\.json")
+
+
+Range = tuple[int, int, bool]
+"""begin, end and `last` of a record."""
 
 
 def checksum(data: bytes | pa.Buffer) -> str:
@@ -153,11 +157,6 @@ def parse_record_name(name: str) -> RecordKey | None:
     return RecordKey(match["split_id"], int(match["generation"]), match["attempt"]) if match else None
 
 
-def key_of(record: Record) -> RecordKey:
-    """The key that the record's name has."""
-    return RecordKey(record.split_id, record.generation, record.attempt)
-
-
 def shard_name(encoder_fp: str, shard_fp: str, split_id: str, attempt: str) -> str:
     """Where an attempt's embedding shard lies in the store."""
     return f"embeddings/{encoder_fp}/{shard_fp}/{split_id[:2]}/{split_id}-{attempt}.parquet"
@@ -191,47 +190,36 @@ def put_attempt(
 
 
 def choose(records: Iterable[Record], parent_attempt: str | None = None) -> Record:
-    """The attempt that counts: the parent's if it lists one, else of the highest generation, then the least name."""
-    return min(records, key=lambda record: (record.attempt != parent_attempt, -record.generation, record.attempt))
+    """Of attempts at one cut the one that counts: of the highest generation, then the parent's, then the least name.
+
+    A higher generation was made to replace what the parent lists.
+    """
+    return min(records, key=lambda record: (-record.generation, record.attempt != parent_attempt, record.attempt))
 
 
-def tile(
-    records: Iterable[Record],
-    parent_attempts: Mapping[str, str] | None = None,
-    *,
-    begin: int = 0,
-    end: int | None = None,
-) -> list[Record] | None:
-    """Chosen records of one file that cover [begin, end) of it, without gap or overlap, in order.
+def tile(cuts: Iterable[Range], begin: int = 0, end: int | None = None) -> list[Range] | None:
+    """Ranges of one file that cover [begin, end) of it, without gap or overlap, in order.
 
     The cuts may be of several kinds, as runs with several bounds left them. Of several ways to
     cover the range the one with the fewest splits is taken, at equal counts the one whose splits
     end later. None if there is none: the range is not done.
 
     Args:
-        records: of one `file_id`, encoder and shard fingerprint.
-        parent_attempts: split id -> attempt, of the splits that the parent snapshot lists.
+        cuts: what is recorded of the file.
         begin: where the range begins.
         end: where it ends; None: the end of the file, which a record marks that is `last`.
     """
-    cuts: dict[tuple[int, int, bool], list[Record]] = {}
-    file_ids = set()
-    for record in records:
-        cuts.setdefault((record.begin, record.end, record.last), []).append(record)
-        file_ids.add(record.file_id)
-    if len(file_ids) > 1:
-        raise ValueError("records of several files cannot tile one")
     # From the back: from each offset, how many splits it takes to the end, and the first of them.
-    best: dict[int, tuple[int, int, tuple[int, int, bool]]] = {}
-    for cut in sorted(cuts, key=lambda cut: (-cut[0], cut[1])):
+    best: dict[int, tuple[int, int, Range]] = {}
+    for cut in sorted(set(cuts), key=lambda cut: (-cut[0], cut[1])):
         is_final = cut[2] if end is None else cut[1] == end
         if is_final or (cut[1] > cut[0] and cut[1] in best):
             candidate = (1 if is_final else 1 + best[cut[1]][0], -cut[1], cut)
             best[cut[0]] = min(best.get(cut[0], candidate), candidate)
-    tiling: list[Record] = []
+    tiling: list[Range] = []
     while begin in best:
         num_left, _, cut = best[begin]
-        tiling.append(choose(cuts[cut], (parent_attempts or {}).get(cuts[cut][0].split_id)))
+        tiling.append(cut)
         if num_left == 1:
             return tiling
         begin = cut[1]

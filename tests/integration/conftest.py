@@ -43,7 +43,7 @@ def forbid_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a flow was started")
 
-    monkeypatch.setattr(ray.data, "from_items", refuse)
+    monkeypatch.setattr(ray.data, "from_arrow", refuse)
 
 
 @pytest.fixture(scope="session")

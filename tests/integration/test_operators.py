@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.config import EncoderSettings, parse_config
 from pipeline.flow.cluster import PoolPlan
+from pipeline.flow.context import FlowContext
 from pipeline.flow.embed import embed_dataset
 from pipeline.flow.rows import Work
-from pipeline.flow.stages import FlowContext
 from pipeline.model import describe_model
 from pipeline.splits import list_input, plan_files
 from tests.corpus import Job, make_rows, put_files

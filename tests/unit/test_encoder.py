@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import EncoderSettings
 from pipeline.encoder import Encoder, is_out_of_memory
-from pipeline.errors import EnvironmentFault, ModelError, VecmillError
+from pipeline.errors import AcceleratorFault, EnvironmentFault, ModelError, VecmillError
 from pipeline.model import describe_model
 from pipeline.tokens import load_tokenizer
 from tests.models import WORDS, make_model, minilm_path
@@ -201,6 +201,36 @@ def test_a_document_that_raises_costs_no_other(tiny: Path, texts: list[str]) -> 
     assert np.abs(np.delete(found.vectors, 20, axis=0) - expected).max() <= 1e-6
 
 
+def test_a_document_that_raises_is_found_by_bisecting(tiny: Path, texts: list[str]) -> None:
+    """64 in one batch, one of them bad: about two passes for each halving, not one for each document."""
+    ids = ids_of(tiny, texts)[:64]
+    ids[40] = np.array([2, 99_999, 3])
+    encoder = made(tiny, token_budget=100_000)
+    tried = list[list[int]]()
+    found = encoder.encode(ids, before=lambda batch: tried.append(list(batch)))
+    assert list(found.failed) == [40]
+    assert len(tried) == 1 + 2 * 6
+    assert {len(batch) for batch in tried} == {64, 32, 16, 8, 4, 2, 1}
+
+
+def test_sequences_in_doubt_go_alone_and_after_all_others(tiny: Path, texts: list[str]) -> None:
+    """`before` names each batch before it is tried: what the attempt ledger stands on."""
+    ids = ids_of(tiny, texts)
+    encoder = made(tiny, token_budget=200)
+    expected = encoder.encode(ids).vectors
+    tried = list[list[int]]()
+    stubbed = stub(encoder, lambda input_ids: None)
+
+    def before(batch: Sequence[int]) -> None:
+        assert len(tried) == len(stubbed.sizes), "named after it was tried"
+        tried.append(list(batch))
+
+    found = encoder.encode(ids, alone=[70, 3, 12], before=before)
+    assert tried[-3:] == [[70], [3], [12]]
+    assert sorted(index for batch in tried for index in batch) == list(range(len(ids)))
+    assert cosines(found.vectors, expected).min() >= 0.9999
+
+
 def test_an_encoder_that_fails_on_everything_blames_no_document(tiny: Path, texts: list[str]) -> None:
     encoder = made(tiny)
 
@@ -219,7 +249,7 @@ def test_an_accelerator_that_dies_blames_no_document(tiny: Path, texts: list[str
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     stub(encoder, broken)
-    with pytest.raises(EnvironmentFault, match="accelerator cpu failed: CUDA error"):
+    with pytest.raises(AcceleratorFault, match="accelerator cpu failed: CUDA error"):
         encoder.encode(ids_of(tiny, texts))
 
 

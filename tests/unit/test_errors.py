@@ -28,6 +28,8 @@ EXIT_CODES = {
     errors.StorageFault: 75,
     errors.ChangedError: 75,
     errors.CredentialsFault: 75,
+    errors.AcceleratorFault: 75,
+    errors.ClusterGone: 75,
 }
 
 

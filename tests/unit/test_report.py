@@ -14,7 +14,8 @@ OUTCOME = {
 
 
 def test_the_line_tells_splits_rates_busy_padding_and_time_left() -> None:
-    progress = Progress(4, 4000, 2, io.StringIO())
+    progress = Progress(io.StringIO())
+    progress.expect(4, 4000, 2)
     assert progress.line().endswith("? left")
     progress.add(num_bytes=1000, documents=100, tokens=1000, padded_tokens=1100)
     line = progress.line()
@@ -25,7 +26,8 @@ def test_the_line_tells_splits_rates_busy_padding_and_time_left() -> None:
 def test_the_time_left_is_told_by_bytes_since_a_range_may_hold_many_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("pipeline.report.time.monotonic", lambda: now[0])
-    progress = Progress(1, 3000, 1, io.StringIO())
+    progress = Progress(io.StringIO())
+    progress.expect(1, 3000, 1)
     now[0] = 60.0
     progress.add(num_bytes=500)
     progress.add(num_bytes=500)
@@ -33,18 +35,28 @@ def test_the_time_left_is_told_by_bytes_since_a_range_may_hold_many_splits(monke
     assert progress.line().endswith("01:00 gone, 02:00 left")
 
 
-def test_the_line_is_shown_while_no_split_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stream(io.StringIO):
-        shown = threading.Event()
+def test_the_line_is_logged_while_no_split_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, lines = threading.Event(), list[str]()
 
-        def flush(self) -> None:
-            self.shown.set()
+    def info(template: str, line: str) -> None:
+        lines.append(line)
+        shown.set()
 
     monkeypatch.setattr("pipeline.report._LINE_EVERY_S", 0.001)
-    stream = Stream()
-    with Progress(1, 1, 1, stream):
-        assert stream.shown.wait(10)
-    assert stream.getvalue().startswith("splits 0/1")
+    monkeypatch.setattr("pipeline.report.log.info", info)
+    with Progress(io.StringIO()) as progress:
+        progress.expect(1, 1, 1)
+        assert shown.wait(10)
+    assert lines[0].startswith("splits 0/")
+
+
+def test_a_second_flow_counts_on() -> None:
+    progress = Progress(io.StringIO())
+    progress.expect(4, 4000, 1)
+    for _ in range(3):
+        progress.add(num_bytes=1000)
+    progress.expect(1, 1000, 1)
+    assert "splits 3/4" in progress.line()
 
 
 def test_the_summary_is_the_equation() -> None:

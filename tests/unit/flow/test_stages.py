@@ -17,8 +17,10 @@ import pytest
 from pipeline.config import Config, parse_config
 from pipeline.encoder import EncodedSplit, Encoder
 from pipeline.errors import StorageFault
+from pipeline.flow.context import DriverEnvironment, FlowContext
+from pipeline.flow.ledger import Ledger, Trial, work_id
 from pipeline.flow.rows import Row, Work, Written
-from pipeline.flow.stages import DriverEnvironment, EncodeStage, FlowContext, ReadStage, WriteStage
+from pipeline.flow.stages import EncodeStage, ReadStage, WriteStage
 from pipeline.model import describe_model
 from pipeline.splits import list_input, plan_files
 from pipeline.splits.files import Clock
@@ -116,7 +118,7 @@ def test_documents_without_a_vector_are_quarantined_and_the_rest_written(
 ) -> None:
     real = Encoder.encode
 
-    def encode(self: Encoder, input_ids: Any) -> EncodedSplit:
+    def encode(self: Encoder, input_ids: Any, **options: Any) -> EncodedSplit:
         made = real(self, input_ids)
         return EncodedSplit(made.vectors, made.num_padded_tokens, invalid=[1], failed={3: "no such luck"})
 
@@ -136,6 +138,69 @@ def test_documents_without_a_vector_are_quarantined_and_the_rest_written(
     ]
     norms = np.linalg.norm(np.array(shard["vector"].to_pylist()), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-3)
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: no stage catches it."""
+
+
+def test_an_encoder_that_was_killed_twice_by_one_document_quarantines_it_and_encodes_the_rest(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger and the stages together; integration tests kill real processes."""
+    lines = [{"id": f"d{i}", "text": f"the text of {i}", "lang": "en"} for i in range(9)]
+    context = make_context(tmp_path / "clean", tiny)
+    [clean] = run_stages(context, work_on(context, lines))
+    assert clean.record is not None
+    expected = pq.read_table(pa.BufferReader(context.store_storage.read(clean.record.shard.file)))
+    context = make_context(tmp_path / "killed", tiny)
+    [work] = Work.from_batch(work_on(context, lines))
+    forward, deaths = Encoder._forward, list[int]()
+    [row] = ReadStage(context)(pa.Table.from_pylist([work.to_item()]))
+    poison = Row.unpack(row).documents["input_ids"][4].as_py()
+
+    def killing(self: Encoder, ids: Any, mask: Any) -> Any:
+        if any(line[: len(poison)] == poison for line in ids.tolist()):
+            deaths.append(len(ids))
+            raise Killed
+        return forward(self, ids, mask)
+
+    monkeypatch.setattr(Encoder, "_forward", killing)
+    ledger = Ledger(context.store_storage, context.run_id)
+    for _ in range(6):
+        item = replace(work, trial=ledger.trial(work.split)).to_item()
+        try:
+            [written] = run_stages(context, pa.Table.from_pylist([item]))
+            break
+        except Killed:
+            assert ledger.learn([work.split], lambda node_id: True)
+    assert deaths == [9, 9, 1, 1]
+    record = written.record
+    assert record is not None, written.report
+    assert record.reasons == {"killed_process": 1}
+    shard = pq.read_table(pa.BufferReader(context.store_storage.read(record.shard.file)))
+    assert shard.drop_columns("vector").equals(
+        expected.filter(pa.compute.not_equal(expected["doc_id"], "d4")).drop_columns("vector")
+    )
+    found, wanted = (np.array(table["vector"].to_pylist(), np.float32) for table in (shard, expected))
+    np.testing.assert_allclose(found, np.delete(wanted, 4, axis=0), atol=2e-3)
+
+
+def test_a_reader_that_was_killed_tokenizes_in_parts_and_keeps_the_order(tiny: Path, tmp_path: Path) -> None:
+    lines = [{"id": f"d{i}", "text": f"text {i}", "lang": "en"} for i in range(600)]
+    context = make_context(tmp_path, tiny)
+    [work] = Work.from_batch(work_on(context, lines))
+    [plain] = ReadStage(context)(pa.Table.from_pylist([work.to_item()]))
+    rows = Row.unpack(plain).documents["row"].to_pylist()
+    trial = Trial(work_id(work.split), 4, alone={"tokenize": rows[300:302]}, guilty={"tokenize": [rows[5]]})
+    [marked] = ReadStage(context)(pa.Table.from_pylist([replace(work, trial=trial).to_item()]))
+    expected = Row.unpack(plain).documents
+    expected = expected.filter(pa.compute.not_equal(expected["row"], rows[5]))
+    found = Row.unpack(marked)
+    assert found.documents.equals(expected)
+    assert [(row["doc_id"], row["stage"], row["reason"]) for row in found.quarantine.to_pylist()] == [
+        ("d5", "tokenize", "killed_process")
+    ]
 
 
 def test_a_stage_never_raises_reading(tiny: Path, tmp_path: Path) -> None:
@@ -162,7 +227,7 @@ def test_a_stage_never_raises_loading_the_model(tiny: Path, tmp_path: Path, monk
 def test_a_stage_never_raises_encoding(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context(tmp_path, tiny)
 
-    def broken(self: Encoder, input_ids: object) -> None:
+    def broken(self: Encoder, input_ids: object, **options: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Encoder, "encode", broken)

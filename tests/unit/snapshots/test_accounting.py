@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError, VecmillError
+from pipeline.snapshots.accounting import Books, prove
 from pipeline.snapshots.commit import Publication, publish
 from pipeline.snapshots.manifest import latest
+from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Record
 from pipeline.uris import Storage
 from tests.stores import file_id, make_record, publication, put
@@ -123,8 +126,20 @@ def test_a_split_or_shard_listed_twice_is_refused(storage: Storage) -> None:
     first = make_record("a", 0, 3, last=False)
     second = make_record("a", 3, 6, split_id=first.split_id)
     _refused(storage, publication(None, _put_all(storage, first, second)), "a split is in a snapshot twice")
-    same_file = replace(make_record("b"), shard=first.shard)
-    _refused(storage, publication(None, [replace(first, last=True), same_file]), "a shard is in a snapshot twice")
+    with pytest.raises(StoreError, match="lists files of another"):
+        publication(None, [first, replace(make_record("b"), shard=first.shard)])
+
+
+def test_tables_that_list_a_shard_twice_are_refused(storage: Storage) -> None:
+    records = _put_all(storage, make_record("a"), make_record("b"))
+    found = Snapshot(storage, publish(storage, publication(None, records)))
+    splits = found.splits.set_column(2, "file_uri", found.splits["file_uri"].dictionary_encode())
+    twice = found.shards.set_column(1, "file", pa.array([records[0].shard.file] * 2))
+    files = frozenset(record.file_id for record in records)
+    books = Books(found.shards, splits, {}, files, first_new_ordinal=0, is_limited=False)
+    assert prove(books).documents_in == 6
+    with pytest.raises(VecmillError, match="a shard is in a snapshot twice"):
+        prove(replace(books, shards=twice))
 
 
 def test_a_file_both_carried_and_recorded_is_refused(storage: Storage) -> None:

@@ -16,10 +16,10 @@ from pipeline.snapshots.journal import load_records, write_journal
 from pipeline.snapshots.lease import Lease, Process
 from pipeline.snapshots.manifest import IndexRef, Manifest, latest, manifest_name
 from pipeline.snapshots.reader import open_snapshot
-from pipeline.snapshots.records import Record, new_attempt, tile
+from pipeline.snapshots.records import Record, new_attempt
 from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
-from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, file_id, make_record, publication, put, step_of
+from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, file_id, make_record, publication, put, step_of, tiling_of
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def run_job(storage: Storage, encoded: list[str]) -> Manifest | None:
         for uri, ranges in CORPUS.items():
             made = []
             for begin, end in ranges:
-                if tile(known.get(uri, []), begin=begin, end=end) is None:
+                if (begin, end) not in {(record.begin, record.end) for record in known.get(uri, [])}:
                     last = end == ranges[-1][1]
                     num_quarantined = 1 if (uri, begin) == ("b", 0) else 0
                     record = make_record(uri, begin, end, last=last, num_quarantined=num_quarantined, run_id=run_id)
@@ -60,7 +60,7 @@ def run_job(storage: Storage, encoded: list[str]) -> Manifest | None:
             if made:
                 write_journal(storage, run_id, len(encoded), made)
                 known.setdefault(uri, []).extend(made)
-        tilings = [tile(known[uri]) for uri in CORPUS]
+        tilings = [tiling_of(known[uri]) for uri in CORPUS]
         records = [record for tiling in tilings if tiling is not None for record in tiling]
         return publish(storage, publication(parent, records, run_id=run_id))
 
@@ -261,6 +261,6 @@ def test_encoders_are_never_mixed(storage: Storage) -> None:
 
 def test_readers_do_not_see_orphans(storage: Storage) -> None:
     counts, orphan = put(storage, make_record(attempt="1" * 16)), put(storage, make_record(attempt="2" * 16))
-    publish(storage, publication(None, tile([counts, orphan]) or ()))
+    publish(storage, publication(None, tiling_of([counts, orphan]) or ()))
     assert rows_of_store(storage) == ["a.parquet#0", "a.parquet#1", "a.parquet#2"]
     assert [name.endswith(counts.shard.file) for name in open_snapshot(storage.uri).files()] == [True]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StoreError
 from pipeline.snapshots.journal import Journal, load_records, read_journals, write_journal
 from pipeline.snapshots.records import record_name
+from pipeline.snapshots.table import RecordTable
 from pipeline.uris import Storage
 from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, make_record
 
@@ -39,8 +42,28 @@ def test_records_of_other_fingerprints_are_left_alone(storage: FaultyStorage) ->
     for record in (mine, theirs):
         storage.put(record_name(record), record.to_json())
     write_journal(storage, "run", 0, [mine, theirs])
-    assert load_records(storage, ENCODER_FP, SHARD_FP) == [mine]
-    assert read_journals(storage, ENCODER_FP, "a" * 16) == [theirs]
+    assert list(load_records(storage, ENCODER_FP, SHARD_FP)) == [mine]
+    assert [record for table in read_journals(storage, ENCODER_FP, "a" * 16) for record in table] == [theirs]
+
+
+def test_records_that_nobody_asks_for_cost_no_request(storage: FaultyStorage) -> None:
+    """Else each night would read again what the last one published."""
+    records = [make_record(f"{number}.parquet", generation=number) for number in range(4)]
+    for record in records:
+        storage.put(record_name(record), record.to_json())
+    write_journal(storage, "run", 0, records[:2])
+    but = RecordTable.of(records[1:3]).keys()
+    assert list(load_records(storage, ENCODER_FP, SHARD_FP, but=but)) == [records[0], records[3]]
+    assert [name for name in storage.reads if name.startswith("records/")] == [record_name(records[3])]
+
+
+def test_keys_that_end_in_zeros_are_told_apart(storage: FaultyStorage) -> None:
+    ids = [f"{number}{'0' * 31}" for number in range(3)]
+    records = [make_record(split_id=split_id, attempt=f"{ids.index(split_id)}{'0' * 15}") for split_id in ids]
+    for record in records:
+        storage.put(record_name(record), record.to_json())
+    write_journal(storage, "run", 0, records[:1])
+    assert sorted(load_records(storage, ENCODER_FP, SHARD_FP), key=_key) == sorted(records, key=_key)
 
 
 def test_a_swept_record_is_gone_whatever_a_journal_says(storage: FaultyStorage) -> None:
@@ -48,7 +71,7 @@ def test_a_swept_record_is_gone_whatever_a_journal_says(storage: FaultyStorage) 
     for record in (doomed, stays):
         storage.put(record_name(record), record.to_json())
     write_journal(storage, "run", 0, [swept, doomed, stays])
-    assert load_records(storage, ENCODER_FP, SHARD_FP, {record_name(doomed)}) == [stays]
+    assert list(load_records(storage, ENCODER_FP, SHARD_FP, {record_name(doomed)})) == [stays]
 
 
 def test_a_record_swept_between_listing_and_reading_is_gone(
@@ -58,8 +81,8 @@ def test_a_record_swept_between_listing_and_reading_is_gone(
     storage.put(record_name(record), record.to_json())
     listing = storage.list()
     storage.delete([record_name(record)])
-    monkeypatch.setattr(storage, "list", lambda prefix: listing if prefix.startswith("records") else [])
-    assert load_records(storage, ENCODER_FP, SHARD_FP) == []
+    monkeypatch.setattr(storage, "scan", lambda prefix: listing if prefix.startswith("records") else [])
+    assert len(load_records(storage, ENCODER_FP, SHARD_FP)) == 0
 
 
 def test_a_record_under_anothers_name_is_refused(storage: FaultyStorage) -> None:
@@ -69,10 +92,17 @@ def test_a_record_under_anothers_name_is_refused(storage: FaultyStorage) -> None
         load_records(storage, ENCODER_FP, SHARD_FP)
 
 
-def test_a_file_that_is_no_journal_is_named(storage: FaultyStorage) -> None:
+def _foreign() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"split_id": [b"0" * 16]}), sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("data", [b"", b"no parquet", _foreign(), _foreign()[:-20]])
+def test_a_file_that_is_no_journal_is_named(storage: FaultyStorage, data: bytes) -> None:
     record = make_record()
     storage.put(record_name(record), record.to_json())
-    storage.put("runs/run/records-000000.parquet", b"no parquet")
+    storage.put("runs/run/records-000000.parquet", data)
     with pytest.raises(StoreError, match=r"runs/run/records-000000.parquet is no journal"):
         load_records(storage, ENCODER_FP, SHARD_FP)
 
@@ -98,4 +128,4 @@ def test_it_is_written_when_due_and_at_the_end(storage: FaultyStorage, monkeypat
     assert num_files() == 2
     journal.close()
     assert num_files() == 2
-    assert len(read_journals(storage, ENCODER_FP, SHARD_FP)) == 6
+    assert sum(map(len, read_journals(storage, ENCODER_FP, SHARD_FP))) == 6

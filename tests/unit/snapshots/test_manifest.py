@@ -6,11 +6,22 @@ from pathlib import Path
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.snapshots.accounting import documents_by_uri
 from pipeline.snapshots.commit import publish
-from pipeline.snapshots.manifest import SHARDS_SCHEMA, latest, manifest_name, put_table, read_manifest, read_table
+from pipeline.snapshots.manifest import (
+    SHARDS_SCHEMA,
+    SPLITS_SCHEMA,
+    in_memory,
+    latest,
+    manifest_name,
+    put_table,
+    read_manifest,
+    read_table,
+)
 from pipeline.uris import Storage
 from tests.stores import make_record, publication, put
 
@@ -59,10 +70,25 @@ def test_a_copied_manifest_is_refused(storage: Storage) -> None:
 
 def test_a_damaged_or_missing_table_is_named(storage: Storage) -> None:
     ref = put_table(storage, "snapshots/x.parquet", SHARDS_SCHEMA.empty_table())
-    assert read_table(storage, ref, SHARDS_SCHEMA).equals(SHARDS_SCHEMA.empty_table())
+    assert read_table(storage, ref, SHARDS_SCHEMA).equals(in_memory(SHARDS_SCHEMA).empty_table())
     put_table(storage, ref.file, pa.table({"other": [1]}))
     with pytest.raises(StoreError, match=r"damaged: .*snapshots/x\.parquet"):
         read_table(storage, ref, SHARDS_SCHEMA)
     storage.delete([ref.file])
     with pytest.raises(StoreError, match=r"missing from the store: .*snapshots/x\.parquet"):
         read_table(storage, ref, SHARDS_SCHEMA)
+
+
+def test_a_table_of_many_row_groups_is_one(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has dictionaries of its own; a million splits are some of them."""
+    monkeypatch.setattr("pipeline.snapshots.manifest._ROW_GROUP", 2)
+    records = [put(storage, make_record(uri)) for uri in "abcde"]
+    manifest = publish(storage, publication(None, records))
+    splits = read_table(storage, manifest.splits, SPLITS_SCHEMA)
+    assert documents_by_uri(splits) == dict.fromkeys("abcde", 3)
+    with storage.open(manifest.splits.file) as source:
+        file = pq.ParquetFile(source)
+        assert file.metadata.num_row_groups == 3
+        assert file.schema_arrow.equals(SPLITS_SCHEMA), "plain columns, for whoever reads it"
+    carried = [record.file_id for record in records[:4]]
+    assert publish(storage, publication(manifest, [], carried=carried)).accounting.documents_in == 12

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import StoreError, VecmillError
 from pipeline.snapshots.records import Record, choose, parse_record_name, put_attempt, record_name, tile
 from pipeline.uris import Storage
-from tests.stores import FaultyStorage, make_record, put, shard_data
+from tests.stores import FaultyStorage, make_record, put, shard_data, tiling_of
 
 
 def test_a_record_comes_back_as_it_was() -> None:
@@ -69,7 +69,8 @@ def test_the_attempt_that_counts() -> None:
     low = make_record(attempt="2" * 16, generation=1)
     high = make_record(attempt="3" * 16, generation=1)
     assert choose([high, old, low]) is low
-    assert choose([high, old, low], parent_attempt=old.attempt) is old
+    assert choose([high, old, low], parent_attempt=high.attempt) is high
+    assert choose([high, old, low], parent_attempt=old.attempt) is low, "a retry replaces what the parent lists"
     assert choose([high, old, low], parent_attempt="f" * 16) is low
 
 
@@ -108,38 +109,51 @@ def test_a_file_is_covered_exactly_once_or_not_done(
         for attempt in range(1 + (b + e + seed) % 2)
     ]
     random.Random(seed).shuffle(records)
-    tiling = tile(records)
+    tiling = tiling_of(records)
     assert (tiling is not None) == _covers(ranges, 0, SIZE)
     if tiling is not None:
         assert [row for r in tiling for row in range(r.begin, r.end)] == list(range(SIZE))
         assert [record.last for record in tiling] == [False] * (len(tiling) - 1) + [True]
         assert all(record.attempt == f"{0:016x}" for record in tiling)
-        assert tile(reversed(records)) == tiling
+        assert tiling_of(reversed(records)) == tiling
     end = min(SIZE, begin + length)
-    part = tile(records, begin=begin, end=end)
+    part = tile([(record.begin, record.end, record.last) for record in records], begin, end)
     assert (part is not None) == _covers(ranges, begin, end)
     if part is not None:
-        assert [row for r in part for row in range(r.begin, r.end)] == list(range(begin, end))
+        assert [row for low, high, _ in part for row in range(low, high)] == list(range(begin, end))
 
 
 def test_an_empty_file_is_done_by_one_empty_split() -> None:
     record = make_record(begin=0, end=0)
-    assert tile([record]) == [record]
-    assert tile([make_record(begin=0, end=0, last=False)]) is None
-    assert tile([]) is None
+    assert tiling_of([record]) == [record]
+    assert tiling_of([make_record(begin=0, end=0, last=False)]) is None
+    assert tiling_of([]) is None
 
 
 def test_an_empty_last_split_ends_a_file() -> None:
     """A streamed file may learn that it has ended only after its last row."""
     records = [make_record(begin=0, end=3, last=False), make_record(begin=3, end=3, last=True)]
-    assert tile(records) == records
+    assert tiling_of(records) == records
 
 
 def test_the_parents_attempt_stays() -> None:
     first, second = make_record(attempt="1" * 16), make_record(attempt="2" * 16)
-    assert tile([first, second], {second.split_id: second.attempt}) == [second]
+    assert tiling_of([first, second], [second]) == [second]
+
+
+@settings(deadline=None)
+@given(attempts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**64 - 1), st.booleans()), min_size=1))
+def test_of_many_records_the_attempt_is_chosen_as_of_few(attempts: list[tuple[int, int, bool]]) -> None:
+    made = [make_record(generation=generation, attempt=f"{number:016x}") for generation, number, _ in attempts]
+    records = list({record.attempt: record for record in made}.values())
+    listed = [record for record, (*_, is_listed) in zip(made, attempts, strict=True) if is_listed][:1]
+    listed = [record for record in listed if record in records]
+    assert tiling_of(records, listed) == [choose(records, listed[0].attempt if listed else None)]
 
 
 def test_records_of_two_files_are_not_mixed() -> None:
-    with pytest.raises(ValueError, match="several files"):
-        tile([make_record("a"), make_record("b")])
+    begin, end = make_record("a", 0, 3, last=False), make_record("b", 3, 5)
+    assert tiling_of([begin, end]) is None
+    assert tiling_of([end, begin]) is None
+    rest = make_record("a", 3, 5)
+    assert tiling_of([begin, end, rest]) == [begin, rest]

@@ -1,0 +1,264 @@
+"""Which rows of a coming snapshot have an id that an earlier row has; see the package."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.duplicates.pairs import Pairs, Places, batched
+from pipeline.errors import StoreError
+from pipeline.snapshots.records import Record, quarantine_name, shard_name
+from pipeline.snapshots.table import RecordTable, to_hex
+from pipeline.uris import Storage
+
+COMING_SCHEMA = pa.schema(
+    [
+        pa.field("split_id", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),  # its embedding shard
+        pa.field("num_rows", pa.int64(), nullable=False),  # of the shard
+        pa.field("quarantine_file", pa.string()),  # null where it holds no duplicate for sure
+        pa.field("is_new", pa.bool_(), nullable=False),  # not in the parent snapshot
+    ]
+)
+"""The splits of a coming snapshot by file_uri, begin, end: the order that decides which row is the first."""
+
+_MAX_MEETING_ROWS = 2**20
+_SLICE = 10_000
+_THREADS = 16
+
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is wrong with the ids of a coming snapshot."""
+
+    rows: dict[str, Places] = field(default_factory=dict)
+    """Split id -> rows of its shard, ascending, whose id an earlier row has (of a document in chunks: the first)."""
+    revived: frozenset[str] = frozenset()
+    """Split ids with a row in quarantine whose id no earlier row has any more: to be read again."""
+
+    @property
+    def num(self) -> int:
+        """Documents to be quarantined."""
+        return sum(len(rows) for rows in self.rows.values())
+
+
+def coming_splits(records: Iterable[Record], carried_splits: pa.Table, parent_shards: pa.Table) -> pa.Table:
+    """The table that `find_duplicates` takes (COMING_SCHEMA).
+
+    Args:
+        records: of the files that are not carried.
+        carried_splits: SPLITS_SCHEMA, of the files that are.
+        parent_shards: SHARDS_SCHEMA; what `carried_splits` name by ordinal.
+    """
+    carried = carried_splits.select(["split_id", "ordinal", "file_uri", "begin", "end", "quarantine_file"])
+    shards = parent_shards.select(["ordinal", "file", "num_rows"])
+    carried = carried.join(shards, "ordinal", join_type="inner").append_column(
+        "is_new", pa.repeat(False, carried_splits.num_rows)
+    )
+    schema = pa.schema([*COMING_SCHEMA, ("file_uri", pa.string()), ("begin", pa.int64()), ("end", pa.int64())])
+    new = RecordTable.of(records)
+    slices = [_coming(new[begin : begin + _SLICE], schema) for begin in range(0, len(new), _SLICE)]
+    both = pa.concat_tables([carried.select(schema.names).cast(schema), *slices])
+    by_place = [("file_uri", "ascending"), ("begin", "ascending"), ("end", "ascending")]
+    return both.sort_by(by_place).select(COMING_SCHEMA.names)
+
+
+def _coming(records: RecordTable, schema: pa.Schema) -> pa.Table:
+    keys = [records.column(name).to_pylist() for name in ("encoder_fp", "shard_fp")]
+    ids = [to_hex(records.column(name)).to_pylist() for name in ("split_id", "attempt")]
+    names = list(zip(*keys, *ids, strict=True))
+    has_duplicates = ["duplicate_id" in orjson.loads(reasons) for reasons in records.values("reasons")]
+    codes = records.numbers("reasons").tolist()
+    columns = {
+        "split_id": ids[0],
+        "file": [shard_name(*name) for name in names],
+        "num_rows": records.column("num_rows"),
+        "quarantine_file": [
+            quarantine_name(*name) if has_duplicates[code] else None for name, code in zip(names, codes, strict=True)
+        ],
+        "is_new": pa.repeat(True, len(records)),
+        "file_uri": records.column("file_uri").cast(pa.string()),
+        "begin": records.column("begin"),
+        "end": records.column("end"),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def find_duplicates(store: Storage, coming: pa.Table, *, has_vanished: bool) -> Duplicates:
+    """The rows of a coming snapshot whose ids are not theirs, and what comes back from quarantine.
+
+    Reads each quarantine file in the table, and of each shard the footer and two columns. Nothing if
+    nothing is new and nothing has vanished; quarantine files alone if nothing is new and they hold no
+    duplicates: the parent's ids are unique.
+
+    Args:
+        store: rooted at the store.
+        coming: COMING_SCHEMA, in its order.
+        has_vanished: whether a split of the parent is not among them.
+
+    Raises:
+        StoreError: a shard or a quarantine file is missing or damaged.
+        EnvironmentFault: storage failed, or the disk for temporary files is full.
+    """
+    has_new = pc.any(coming["is_new"]).as_py()
+    if not has_new and not has_vanished:
+        return Duplicates()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting = _Waiting.of(store, coming, pool)
+        if not has_new and not waiting.ids:
+            return Duplicates()
+        with tempfile.TemporaryDirectory(prefix="vecmill-ids-") as folder:
+            pairs = Pairs(Path(folder))
+            shards = _Shards(store, coming, pool)
+            for index, rows, ids in shards.ids(range(coming.num_rows)):
+                hashes = _hashes(ids)
+                waiting.look(index, hashes, ids)
+                if has_new:
+                    pairs.add(hashes, rows + shards.begins[index])
+            losers = [shards.later_of(places) for places in batched(pairs.meetings(), _MAX_MEETING_ROWS)]
+    return Duplicates(shards.by_split(np.concatenate([np.empty(0, np.int64), *losers])), waiting.revived())
+
+
+def missing(store: Storage, name: str) -> StoreError:
+    """What is raised for a file that is not there."""
+    return StoreError(
+        f"missing from the store: {store.full_uri(name)}, which a finished split names; put it back, or delete "
+        "the record of this split id below records/, then run the same command again"
+    )
+
+
+def _columns(store: Storage, name: str, *columns: str) -> pa.Table:
+    try:
+        with store.open(name) as source:
+            return pq.ParquetFile(source, pre_buffer=True).read(columns=list(columns))
+    except FileNotFoundError:
+        raise missing(store, name) from None
+    except (pa.ArrowException, OSError) as error:  # storage's own faults are neither
+        raise StoreError(f"damaged: {store.full_uri(name)} is no whole file of a split ({error})") from None
+
+
+def _hashes(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """64 bits of each id: Python's own, which is keyed by the process, so that nobody can make them meet."""
+    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids)).view(np.uint64)
+
+
+class _Shards:
+    """The ids of a table of splits, by shard; a place is a row of all of them one after another."""
+
+    def __init__(self, store: Storage, coming: pa.Table, pool: ThreadPoolExecutor) -> None:
+        self._store, self._pool = store, pool
+        self._files = coming["file"]
+        self._split_ids = coming["split_id"]
+        self._num_rows: Places = coming["num_rows"].to_numpy()
+        self.begins: Places = np.cumsum(self._num_rows) - self._num_rows
+
+    def ids(self, indices: Iterable[int]) -> Iterator[tuple[int, Places, pa.Array]]:
+        """(index, rows, ids as bytes) of the documents of each shard that has any, read ahead by a few."""
+        filled = [index for index in indices if self._num_rows[index]]
+        for index, (rows, ids) in zip(filled, _ahead(self._pool, self._read, filled), strict=True):
+            yield index, rows, ids
+
+    def later_of(self, places: Places) -> Places:
+        """Of rows that may have one id, those that are not the first to have it."""
+        places = np.sort(places)
+        wanted = self._by_shard(places)
+        found = [
+            ids.take(pa.array(np.searchsorted(rows, wanted[index]))) for index, rows, ids in self.ids(list(wanted))
+        ]
+        codes = pa.chunked_array(found, pa.binary()).combine_chunks().dictionary_encode().indices.to_numpy()
+        is_later = np.ones(len(places), bool)
+        is_later[np.unique(codes, return_index=True)[1]] = False
+        return places[is_later]
+
+    def by_split(self, places: Places) -> dict[str, Places]:
+        """Split id -> rows of its shard."""
+        return {self._split_ids[index].as_py(): rows for index, rows in self._by_shard(np.sort(places)).items()}
+
+    def _by_shard(self, places: Places) -> dict[int, Places]:
+        """Index -> rows of the shard, both ascending; of ascending places."""
+        shard = np.searchsorted(self.begins, places, side="right") - 1
+        held, first = np.unique(shard, return_index=True)
+        ends = [*first[1:].tolist(), len(places)]
+        parts = zip(held.tolist(), first.tolist(), ends, strict=False)  # no places: an end, and no shard
+        return {index: places[begin:end] - self.begins[index] for index, begin, end in parts}
+
+    def _read(self, index: int) -> tuple[Places, pa.Array]:
+        name = self._files[index].as_py()
+        table = _columns(self._store, name, "doc_id", "chunk_index")
+        if table.num_rows != self._num_rows[index]:
+            raise StoreError(
+                f"damaged: {self._store.full_uri(name)} has {table.num_rows} rows, not {self._num_rows[index]}"
+            )
+        rows = np.flatnonzero(table["chunk_index"].to_numpy() == 0)
+        ids = table["doc_id"].combine_chunks().cast(pa.binary())
+        return rows, ids if len(rows) == len(ids) else ids.take(pa.array(rows))
+
+
+@dataclass
+class _Waiting:
+    """Ids in quarantine as duplicates, and the first shard that holds each."""
+
+    splits: list[tuple[int, str, list[bytes]]]
+    """(index, split id, ids)."""
+    ids: dict[bytes, int]
+    """Id -> index of the first shard that holds it."""
+    hashes: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, store: Storage, coming: pa.Table, pool: ThreadPoolExecutor) -> _Waiting:
+        """Those of the quarantine files of a table of splits."""
+        names = coming["quarantine_file"]
+        indices: list[int] = np.flatnonzero(names.is_valid()).tolist()
+        found = _ahead(pool, lambda index: _duplicates_in(store, names[index].as_py()), indices)
+        splits = [
+            (index, coming["split_id"][index].as_py(), ids) for index, ids in zip(indices, found, strict=True) if ids
+        ]
+        ids: dict[bytes, int] = dict.fromkeys((doc_id for _, _, some in splits for doc_id in some), coming.num_rows)
+        return cls(splits, ids, _hashes(pa.array(list(ids), pa.binary())))
+
+    def look(self, index: int, hashes: npt.NDArray[np.uint64], ids: pa.Array) -> None:
+        """Take note of the ids that a shard holds."""
+        if not self.ids:
+            return
+        for doc_id in ids.filter(pa.array(np.isin(hashes, self.hashes))).to_pylist():
+            if doc_id in self.ids:
+                self.ids[doc_id] = min(self.ids[doc_id], index)
+
+    def revived(self) -> frozenset[str]:
+        """Splits with an id that neither they nor those before them hold."""
+        return frozenset(
+            split_id for index, split_id, ids in self.splits if any(self.ids[doc_id] > index for doc_id in ids)
+        )
+
+
+def _duplicates_in(store: Storage, name: str) -> list[bytes]:
+    table = _columns(store, name, "doc_id", "reason")
+    ids = table["doc_id"].filter(pc.equal(table["reason"], "duplicate_id"))
+    found: list[bytes] = ids.cast(pa.binary()).to_pylist()
+    return found
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:
+    """As `pool.map`, but only a few results wait to be taken."""
+    running: deque[Future[_Found]] = deque()
+    for item in items:
+        running.append(pool.submit(call, item))
+        if len(running) > _THREADS:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()

@@ -1,0 +1,143 @@
+"""A store as `embed` leaves it, made in this process without Ray: real vectors of a real, tiny model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Config
+from pipeline.encoder import Encoder
+from pipeline.model import describe_model, fetch_model
+from pipeline.planning import type_names
+from pipeline.read import ReadSplit, read_split
+from pipeline.schema import embedding_schema, encoded_schema
+from pipeline.snapshots.commit import Publication, publish
+from pipeline.snapshots.manifest import latest
+from pipeline.snapshots.records import (
+    QuarantineFile,
+    Record,
+    ShardFile,
+    checksum,
+    new_attempt,
+    put_attempt,
+    quarantine_name,
+    shard_name,
+)
+from pipeline.snapshots.store import open_store
+from pipeline.splits import InputFile, plan_files
+from pipeline.tokens import load_tokenizer, tokenize
+from pipeline.uris import Storage
+from pipeline.write import quarantine_bytes, shard_bytes
+from tests.corpus import Job, Row, put_files
+
+
+class Embedder:
+    """Embeds a job's corpus anew, all of it in one go."""
+
+    def __init__(self, job: Job) -> None:
+        self.config = Config.model_validate(job.config)
+        self._job = job
+        path = fetch_model(self.config.encoder)
+        self._model = describe_model(path, self.config.encoder)
+        self._tokenizer = load_tokenizer(path, self._model)
+        self._encoder = Encoder(path, self._model, compute="float32")
+
+    def publish(self, files: Mapping[str, list[Row] | bytes]) -> list[Record]:
+        """Put the files, and publish them as a snapshot."""
+        job, config = self._job, self.config
+        put_files(job.corpus, files)
+        open_store(job.store, job.corpus.uri, create=True)
+        listed = [InputFile(i.name, i.size, i.identity, i.identity_kind) for i in job.corpus.list()]
+        splits, keep = plan_files(job.corpus, listed, config.input, config.splits)
+        fps = (self._model.fingerprint(config.input.text), config.shard_fingerprint(type_names(keep)))
+        records = [
+            self._put(piece, keep, fps)
+            for split in splits
+            for piece in read_split(job.corpus, split, config.input, keep, config.splits)
+        ]
+        publish(
+            job.store,
+            Publication(
+                run_id="run",
+                parent=latest(job.store),
+                files={file.file_id for file in listed},
+                records=records,
+                carried=(),
+                encoder={"model": config.encoder.model, "revision": None, **self._model.spelled_out(config.input.text)},
+                encoder_fp=fps[0],
+                shard_fp=fps[1],
+                keep=type_names(keep),
+                config=config.redacted(),
+                versions={},
+            ),
+        )
+        return records
+
+    def _put(self, piece: ReadSplit, keep: pa.Schema, fps: tuple[str, str]) -> Record:
+        split, dim = piece.split, self._model.dim
+        assert piece.documents is not None
+        assert split.end is not None
+        assert split.last is not None
+        sequences = tokenize(piece.documents, self._tokenizer, input_file=split.file.uri).sequences
+        vector = encoded_schema(sequences.schema, dim).field("vector")
+        flat = pa.array(self._encoder.encode(sequences["input_ids"]).vectors.reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, type=vector.type)
+        rows = sequences.set_column(sequences.schema.get_field_index("input_ids"), vector, vectors)
+        shard = shard_bytes(rows, embedding_schema(dim, self.config.store.dtype, keep, keep_text=False))
+        bad = piece.quarantine
+        quarantine = quarantine_bytes(bad, with_text=False) if bad.num_rows else None
+        ids = (*fps, split.split_id, new_attempt())
+        record = Record(
+            split_id=split.split_id,
+            generation=0,
+            attempt=ids[3],
+            run_id="run",
+            encoder_fp=fps[0],
+            shard_fp=fps[1],
+            file_uri=split.file.uri,
+            file_id=split.file.file_id,
+            identity=split.file.identity,
+            identity_kind=split.file.identity_kind,
+            begin=split.begin,
+            end=split.end,
+            last=split.last,
+            row_begin=split.row_begin,
+            row_end=split.row_end,
+            num_documents=piece.num_documents,
+            num_counted=piece.num_counted,
+            num_quarantined=piece.num_quarantined,
+            num_reused=0,
+            num_truncated=pc.sum(rows["truncated"], min_count=0).as_py(),
+            num_tokens=pc.sum(rows["num_tokens"], min_count=0).as_py(),
+            num_padded_tokens=0,
+            compute="float32",
+            shard=ShardFile(
+                shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin
+            ),
+            quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantine), bad.num_rows)
+            if quarantine is not None
+            else None,
+            reasons=dict(Counter(bad["reason"].to_pylist())),
+        )
+        put_attempt(self._job.store, record, shard.data, quarantine)
+        return record
+
+
+def make_job(folder: Path, model: Path, **changes: object) -> Job:
+    """A job over two folders that keeps two columns, in splits of 20 rows."""
+    sections = {"input": {"keep": ["lang", "year"]}, "splits": {"max_rows": 20}}
+    job = Job.local(folder, model, **sections)
+    job.config["input"] |= changes
+    return job
+
+
+def copied(store: Storage, folder: Path) -> Storage:
+    """A copy of a local store."""
+    import shutil
+
+    shutil.copytree(store.uri, folder)
+    return Storage(str(folder))
