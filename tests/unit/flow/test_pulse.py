@@ -28,17 +28,19 @@ def test_a_wait_for_a_cluster_that_is_gone_ends_at_once() -> None:
     assert dog.bite == "gone"
 
 
-def test_a_wait_in_which_something_moves_goes_on_however_long() -> None:
-    """Twenty looks at a pulse that changes, each later than what would be a stall."""
-    beats, enough = itertools.count(), threading.Event()
+def test_a_wait_in_which_something_moves_now_and_then_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty looks, one a second by its own clock; something moves every other second, and four would be a stall."""
+    looks, enough = itertools.count(), threading.Event()
+    now = itertools.count()
+    monkeypatch.setattr("pipeline.flow.pulse.time.monotonic", lambda: float(next(now)))
 
     def moving() -> int:
-        number = next(beats)
-        if number == 20:
+        number = next(looks)
+        if number == 60:
             enough.set()
-        return number
+        return number // 2
 
-    with interruptible(), Watchdog(moving, lambda: True, stall_s=0.0, poll_s=0.001) as dog:
+    with interruptible(), Watchdog(moving, lambda: True, stall_s=4.0, poll_s=0.001) as dog:
         assert enough.wait(LONG_S)
     assert dog.bite is None
 

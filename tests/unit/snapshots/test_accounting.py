@@ -149,6 +149,17 @@ def test_a_file_both_carried_and_recorded_is_refused(storage: Storage) -> None:
         publish(storage, publication(one, [record], carried=[record.file_id]))
 
 
+def test_shards_of_the_parent_are_reused_also_in_a_file_that_was_looked_at_again(storage: Storage) -> None:
+    """Its records are given anew, and nothing of it was encoded again."""
+    kept, replaced = _put_all(
+        storage, make_record("a", 0, 3, last=False, num_reused=1), make_record("a", 3, 6, num_reused=1)
+    )
+    one = publish(storage, publication(None, [kept, replaced]))
+    (again,) = _put_all(storage, make_record("a", 3, 6, generation=1))
+    found = publish(storage, publication(one, [kept, again])).accounting
+    assert (found.embedded, found.reused, found.documents_in) == (3, 3, 6)
+
+
 def _remove(storage: Storage, name: str) -> None:
     storage.delete([name])
 
