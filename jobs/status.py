@@ -13,6 +13,7 @@ import click
 
 from jobs.cli import run
 from pipeline.config import load_config
+from pipeline.snapshots.manifest import manifest_numbers
 from pipeline.snapshots.overview import Quarantined, last_run, quarantine_by_reason
 from pipeline.snapshots.reader import Snapshot, open_snapshot
 from pipeline.snapshots.store import open_store
@@ -61,11 +62,14 @@ def is_config(target: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) -> None:
     """Show the current snapshot of a store, its quarantine by reason, and its last run."""
+    if not files and not manifest_numbers(storage := open_storage(target, overrides)):
+        _show_unpublished(storage, as_json=as_json)
+        return
     snapshot = open_target(target, overrides)
     if files:
         click.echo("\n".join(snapshot.files()))
         return
-    figures, quarantine, last = _figures(snapshot), quarantine_by_reason(snapshot), _last_run(snapshot)
+    figures, quarantine, last = _figures(snapshot), quarantine_by_reason(snapshot), _last_run(snapshot.storage)
     if as_json:
         by_reason = {reason: vars(found) for reason, found in quarantine.items()}
         click.echo(json.dumps(figures | {"quarantine": by_reason, "last_run": last}, default=str))
@@ -75,10 +79,25 @@ def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) ->
         click.echo("\nquarantine")
         _show({f"  {reason}": _in_words(found) for reason, found in quarantine.items()})
     if last is not None:
-        where = f"on {last['host']}, pid {last['pid']}, since {last['started_at']}"
-        click.echo(f"\nlast run {last['run_id']}: {last['state']} {where}")
-        if last["progress"] and last["state"] != "finished":
-            click.echo("  " + ", ".join(f"{name} {value:,}" for name, value in last["progress"].items()))
+        _show_run(last)
+
+
+def _show_unpublished(storage: Storage, *, as_json: bool) -> None:
+    """Of a store whose first run goes on, was refused, or was killed."""
+    last = _last_run(storage)
+    if as_json:
+        click.echo(json.dumps({"snapshot_id": None, "last_run": last}, default=str))
+        return
+    click.echo(f"no snapshot yet in {storage.uri}; `vecmill embed CONFIG` publishes one")
+    if last is not None:
+        _show_run(last)
+
+
+def _show_run(last: dict[str, Any]) -> None:
+    where = f"on {last['host']}, pid {last['pid']}, since {last['started_at']}"
+    click.echo(f"\nlast run {last['run_id']}: {last['state']} {where}")
+    if last["progress"] and last["state"] != "finished":
+        click.echo("  " + ", ".join(f"{name} {value:,}" for name, value in last["progress"].items()))
 
 
 def _figures(snapshot: Snapshot) -> dict[str, Any]:
@@ -98,8 +117,8 @@ def _figures(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _last_run(snapshot: Snapshot) -> dict[str, Any] | None:
-    found = last_run(snapshot.storage)
+def _last_run(storage: Storage) -> dict[str, Any] | None:
+    found = last_run(storage)
     if found is None:
         return None
     state, process = found[1], found[0].process
