@@ -6,6 +6,7 @@ splits were lost with their process, or files were rewritten under it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,9 @@ class FlowSession:
             ClusterError: the pool does not fit into the cluster, or its nodes cannot share the store.
             EnvironmentFault: splits failed for storage or cluster, or nothing moved; what is done is kept.
         """
+        # An encoder that died and was restarted lives on, with its CPUs or GPU, until the handle to it is collected; it
+        # is in a cycle of Ray Data's. Without this the next flow waits for minutes.
+        gc.collect()
         self._pool = self._fit(context)
         drive, progress = Drive(), self._progress
         progress.expect(len(work), sum(item.split.num_bytes for item in work), self._pool.max_size)
