@@ -1,6 +1,7 @@
 # make quickstart   a small real corpus, embedded and searched: all that Vecmill does, in two minutes
 # make test         the tests
 # make lint         ruff, mypy, import-linter
+# make chaos        every edge of the commit protocol with something killed, then random rounds: an hour or two
 #
 # Each sets up .venv with what it needs. Another interpreter: make quickstart PYTHON=python3.12
 
@@ -9,13 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test lint chaos
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/vecmill quickstart
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos.campaign
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -1,0 +1,38 @@
+"""Nothing lost, nothing doubled, nothing stuck: the edges of tests/chaos that CI has time for.
+
+Every put of the commit protocol at each of its three moments with the driver killed, then one of each kind that
+costs seconds. `make chaos` plays all edges by themselves, and random rounds after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.edges import EDGES
+from tests.chaos.harness import Arena, play
+
+SHORT = (
+    "driver killed, each put in turn, before",
+    "driver killed, each put in turn, stored",
+    "driver killed, each put in turn, after",
+    "encoder killed",
+    "read worker killed",
+    "reply lost, manifest",
+    "late writer, shard",
+)
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    with Arena(tmp_path_factory.mktemp("chaos")) as arena:
+        yield arena
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_run_again_it_is_what_a_clean_run_gives(arena: Arena, name: str) -> None:
+    [edge] = [edge for edge in EDGES if edge.name == name]
+    outcome = play(arena, edge.name, edge.kind, edge.play)
+    assert outcome.ok, outcome.error
+    assert outcome.counts, outcome
