@@ -8,6 +8,7 @@ So this is checked, with a sentence, before anything starts.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import os
@@ -28,6 +29,8 @@ READ_CPUS = 0.5  # reading waits for storage half of its time
 WRITE_CPUS = 0.25  # writing is compression of ids and one upload
 _CONNECT_TIMEOUT_S = 10.0
 _NODE_TIMEOUT_S = 30.0
+_MAX_TOLD_BLOCKS = 20
+_lost_blocks = itertools.count()
 _OTHERS_CPUS = READ_CPUS + WRITE_CPUS
 
 # More threads than this in one forward pass of a small encoder cost more in waiting than they bring.
@@ -125,6 +128,9 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     """Ray Data logs a block that is lost with a traceback of its own inside; here its split is driven again."""
     if record.exc_info is None or record.exc_info[1] is None:
         return True
+    number = next(_lost_blocks)
+    if number >= _MAX_TOLD_BLOCKS:  # a node that lacks a library loses every block; the driver tells how many
+        return False
     error = record.exc_info[1]
     lines = str(error).strip().splitlines()
     # Of what a task raised the last line says what, of what Ray found out the first.

@@ -227,11 +227,10 @@ class Proxy:
         else:
             yield
 
-    def waited(self) -> bool:
-        """Let one that came while `nothing_else` was to be done wait for that; whether it had to."""
-        must_wait = self._gate.locked()
+    def wait_for_others(self) -> None:
+        """Return once there is nothing that goes before all else."""
         with self._gate:
-            return must_wait
+            pass
 
     def opened(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Exchange:
         """A new exchange."""
@@ -315,8 +314,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         proxy = self.server.proxy
-        if proxy.waited() and self._is_client_gone():
-            self.close_connection = True  # it was killed after the request before this one
+        proxy.wait_for_others()
+        if self._is_client_gone():
+            self.close_connection = True  # killed after an earlier request; this one might or might not have come
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
         exchange = proxy.opened(self.command, self.path, headers, body)

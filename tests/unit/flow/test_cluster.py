@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +9,15 @@ import pytest
 
 from pipeline.config import Cluster
 from pipeline.errors import ClusterError, EnvironmentFault
-from pipeline.flow.cluster import READ_CPUS, WRITE_CPUS, PoolPlan, _check_answers, _stdout_kept, plan_pool
+from pipeline.flow.cluster import (
+    READ_CPUS,
+    WRITE_CPUS,
+    PoolPlan,
+    _check_answers,
+    _in_one_line,
+    _stdout_kept,
+    plan_pool,
+)
 
 Nodes = Sequence[Mapping[str, float]]
 
@@ -74,3 +84,18 @@ def test_what_ray_prints_never_reaches_stdout(quiet: bool, capsys: pytest.Captur
     shown = capsys.readouterr()
     assert shown.out == "the answer\n"
     assert ("raylet" in shown.err) is not quiet
+
+
+def test_blocks_that_are_lost_are_told_in_a_line_each_and_not_for_ever(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of Ray Data's tracebacks; a node that lacks a library would lose every block."""
+    monkeypatch.setattr("pipeline.flow.cluster._lost_blocks", itertools.count())
+    for number in range(50):
+        error = RuntimeError(f"the worker of {number} died\nand a traceback of many lines")
+        record = logging.LogRecord("ray.data", logging.ERROR, "x.py", 1, "An exception", (), (None, error, None))  # type: ignore[arg-type]
+        assert not _in_one_line(record)
+    assert len(caplog.records) == 20
+    assert caplog.records[0].getMessage() == "lost with its process: RuntimeError: the worker of 0 died"
+    other = logging.LogRecord("ray.data", logging.ERROR, "x.py", 1, "something else", (), None)
+    assert _in_one_line(other)
