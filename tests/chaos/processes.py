@@ -91,8 +91,10 @@ def kill_now(pids: Iterable[int], number: signal.Signals = signal.SIGKILL) -> in
 
 def _is_there(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+        # The main thread ends first: until the last one has, files and sockets of the process are open.
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        return process.is_running() and not (is_zombie and len(os.listdir(f"/proc/{process.pid}/task")) <= 1)
+    except (psutil.Error, OSError):
         return False
 
 
