@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -106,7 +106,8 @@ def embed(
         planner = Planner(config, limit, source, model.fingerprint(config.input.text), store, parent=None)
         if is_new:
             # All that a config can get wrong shows itself now, before the store is claimed for this corpus.
-            planner.plan(files)
+            with suppress(ChangedError):  # that plans again, under the lease
+                planner.plan(files)
             open_store(store, corpus.root, create=True)
         run_id = new_run_id()
         log_run(run_id)
