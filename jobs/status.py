@@ -15,14 +15,14 @@ from jobs.cli import run
 from pipeline.config import load_config
 from pipeline.snapshots.manifest import manifest_numbers
 from pipeline.snapshots.overview import Quarantined, last_run, quarantine_by_reason
-from pipeline.snapshots.reader import Snapshot, open_snapshot
+from pipeline.snapshots.reader import Snapshot, snapshot_of
 from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
 
 
 def open_target(target: str, overrides: tuple[str, ...]) -> Snapshot:
     """The current snapshot of a CONFIG's store, or of a store URI."""
-    return open_snapshot(*_store_of(target, overrides))
+    return snapshot_of(open_storage(target, overrides))
 
 
 def open_storage(target: str, overrides: tuple[str, ...]) -> Storage:
@@ -62,10 +62,11 @@ def is_config(target: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) -> None:
     """Show the current snapshot of a store, its quarantine by reason, and its last run."""
-    if not files and not manifest_numbers(storage := open_storage(target, overrides)):
+    storage = open_storage(target, overrides)
+    if not files and not manifest_numbers(storage):
         _show_unpublished(storage, as_json=as_json)
         return
-    snapshot = open_target(target, overrides)
+    snapshot = snapshot_of(storage)
     if files:
         click.echo("\n".join(snapshot.files()))
         return

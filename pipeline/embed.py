@@ -24,7 +24,7 @@ from pipeline.config import Config, redact_uri
 from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, InputError, StorageFault, VecmillError
 from pipeline.flow.context import DriverEnvironment, FlowContext
 from pipeline.flow.ledger import Ledger
-from pipeline.flow.rows import Work, Written
+from pipeline.flow.rows import Work
 from pipeline.limits import LimitWatch, Totals, refuse_deletions, refuse_over_limits
 from pipeline.logs import LogSettings, log_run
 from pipeline.model import ModelDescription, describe_model, fetch_model
@@ -33,6 +33,7 @@ from pipeline.signals import interruptible
 from pipeline.snapshots.commit import Publication, publish
 from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import Manifest, latest
+from pipeline.snapshots.records import Record
 from pipeline.snapshots.store import check_store, open_store
 from pipeline.splits import InputFile, Split, list_input
 from pipeline.unique_ids import Changes, apply_judgement, judge_ids
@@ -242,19 +243,15 @@ class _Run:
                 )
         return [now.get(file.uri, file) for file in files if file.uri not in changed or file.uri in now]
 
-    def _judge(self, plan: Plan) -> Callable[[Written], None]:
+    def _judge(self, plan: Plan) -> Callable[[Record], None]:
         """Raises LimitError once nothing that comes can bring the snapshot back under the limits."""
-        config, changed = self.config, set[str]()
+        config = self.config
         settled = Totals.of(plan.recorded, self.planner.carried_splits(plan))
         watch = LimitWatch(config.limits, settled, [item.split for item in plan.work], config.input)
 
-        def judge(written: Written) -> None:
-            if written.report.changed:
-                changed.add(written.split.file.uri)
-            if written.record is not None:
-                watch.add(written.record)
-            if not changed:  # what is recorded of a file that was rewritten will not count
-                watch.check()
+        def judge(record: Record) -> None:
+            watch.add(record)
+            watch.check()
 
         return judge
 

@@ -8,7 +8,6 @@ file that was carried over whole is looked at again, record by record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,9 +55,10 @@ def apply_judgement(planner: Planner, plan: Plan, found: Duplicates, changes: Ch
         StoreError: a file of a record is missing or damaged.
         EnvironmentFault: storage failed; what was written until then counts.
     """
-    records = {record.split_id: record for record in _of(plan, {*found.rows, *found.revived})}
+    concerned = {*found.rows, *found.revived}
+    records = {record.split_id: record for record in plan.recorded if record.split_id in concerned}
     carried = planner.carried_splits(plan)
-    elsewhere = pc.is_in(carried["split_id"], value_set=pa.array(sorted({*found.rows, *found.revived}), pa.string()))
+    elsewhere = pc.is_in(carried["split_id"], value_set=pa.array(sorted(concerned), pa.string()))
     reopened = changes.reopened.union(carried.filter(elsewhere)["file_id"].to_pylist())
     redo = changes.redo.union(records[split_id].attempt for split_id in found.revived if split_id in records)
     losing = [records[split_id] for split_id in found.rows if split_id in records and split_id not in found.revived]
@@ -67,10 +67,6 @@ def apply_judgement(planner: Planner, plan: Plan, found: Duplicates, changes: Ch
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(lambda record: _rewrite(planner, record, found, run_id), losing))
     return Changes(reopened, redo)
-
-
-def _of(plan: Plan, split_ids: Collection[str]) -> list[Record]:
-    return [record for record in plan.recorded if record.split_id in split_ids]
 
 
 def _rewrite(planner: Planner, record: Record, found: Duplicates, run_id: str) -> Record:

@@ -10,7 +10,9 @@ The record is put last: a record says that its files are there (see pipeline.sna
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,17 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import VecmillError
 from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.snapshots.records import (
+    QuarantineFile,
+    Record,
+    ShardFile,
+    checksum,
+    new_attempt,
+    put_attempt,
+    quarantine_name,
+    shard_name,
+)
+from pipeline.uris import Storage
 
 _PLAIN_COLUMNS = ("content_hash", "row_hash", "vector")
 
@@ -36,6 +49,63 @@ class ShardBytes:
     num_rows: int
     vector_begin: int
     """Byte offset of the first vector (0 in a shard without rows)."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The files of one attempt at a split, ready to be put, and what its record says of them."""
+
+    shard: pa.Buffer
+    quarantine: pa.Buffer | None
+    fields: dict[str, Any]
+    """Of the Record: attempt, shard, quarantine, reasons, num_truncated, num_tokens."""
+
+    def put(self, store: Storage, record: Record) -> Record:
+        """Put shard, quarantine file and, last, the record that was made with `fields`; the record again.
+
+        Raises:
+            EnvironmentFault: storage failed.
+        """
+        put_attempt(store, record, self.shard, self.quarantine)
+        return record
+
+
+def make_attempt(
+    fingerprints: tuple[str, str],
+    split_id: str,
+    embeddings: pa.Table,
+    schema: pa.Schema,
+    quarantine: pa.Table,
+    *,
+    with_text: bool,
+) -> Attempt:
+    """A new attempt at a split.
+
+    Args:
+        fingerprints: of encoder and shard.
+        split_id: of the split.
+        embeddings: its N rows, `vector` float32 (N, D).
+        schema: of the shard.
+        quarantine: QUARANTINE_SCHEMA; without rows there is no file.
+        with_text: whether the quarantine file has the text.
+
+    Raises:
+        VecmillError: the written shard is not addressable as promised, which is a bug.
+    """
+    ids = (*fingerprints, split_id, new_attempt())
+    shard = shard_bytes(embeddings, schema)
+    quarantined = quarantine_bytes(quarantine, with_text=with_text) if quarantine.num_rows else None
+    fields = {
+        "attempt": ids[3],
+        "shard": ShardFile(shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin),
+        "quarantine": None
+        if quarantined is None
+        else QuarantineFile(quarantine_name(*ids), checksum(quarantined), quarantine.num_rows),
+        "reasons": dict(Counter(quarantine["reason"].to_pylist())),
+        "num_truncated": pc.sum(embeddings["truncated"], min_count=0).as_py(),
+        "num_tokens": pc.sum(embeddings["num_tokens"], min_count=0).as_py(),
+    }
+    return Attempt(shard.data, quarantined, fields)
 
 
 def shard_bytes(embeddings: pa.Table, schema: pa.Schema) -> ShardBytes:

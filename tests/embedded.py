@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.encoder import Encoder
@@ -17,21 +15,12 @@ from pipeline.read import ReadSplit, read_split
 from pipeline.schema import embedding_schema, encoded_schema
 from pipeline.snapshots.commit import Publication, publish
 from pipeline.snapshots.manifest import latest
-from pipeline.snapshots.records import (
-    QuarantineFile,
-    Record,
-    ShardFile,
-    checksum,
-    new_attempt,
-    put_attempt,
-    quarantine_name,
-    shard_name,
-)
+from pipeline.snapshots.records import Record
 from pipeline.snapshots.store import open_store
 from pipeline.splits import InputFile, plan_files
 from pipeline.tokens import load_tokenizer, tokenize
 from pipeline.uris import Storage
-from pipeline.write import quarantine_bytes, shard_bytes
+from pipeline.write import make_attempt
 from tests.corpus import Job, Row, put_files
 
 
@@ -87,14 +76,11 @@ class Embedder:
         flat = pa.array(self._encoder.encode(sequences["input_ids"]).vectors.reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, type=vector.type)
         rows = sequences.set_column(sequences.schema.get_field_index("input_ids"), vector, vectors)
-        shard = shard_bytes(rows, embedding_schema(dim, self.config.store.dtype, keep, keep_text=False))
-        bad = piece.quarantine
-        quarantine = quarantine_bytes(bad, with_text=False) if bad.num_rows else None
-        ids = (*fps, split.split_id, new_attempt())
+        schema = embedding_schema(dim, self.config.store.dtype, keep, keep_text=False)
+        made = make_attempt(fps, split.split_id, rows, schema, piece.quarantine, with_text=False)
         record = Record(
             split_id=split.split_id,
             generation=0,
-            attempt=ids[3],
             run_id="run",
             encoder_fp=fps[0],
             shard_fp=fps[1],
@@ -111,20 +97,11 @@ class Embedder:
             num_counted=piece.num_counted,
             num_quarantined=piece.num_quarantined,
             num_reused=0,
-            num_truncated=pc.sum(rows["truncated"], min_count=0).as_py(),
-            num_tokens=pc.sum(rows["num_tokens"], min_count=0).as_py(),
             num_padded_tokens=0,
             compute="float32",
-            shard=ShardFile(
-                shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin
-            ),
-            quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantine), bad.num_rows)
-            if quarantine is not None
-            else None,
-            reasons=dict(Counter(bad["reason"].to_pylist())),
+            **made.fields,
         )
-        put_attempt(self._job.store, record, shard.data, quarantine)
-        return record
+        return made.put(self._job.store, record)
 
 
 def make_job(folder: Path, model: Path, **changes: object) -> Job:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.duplicates.find import missing
 from pipeline.duplicates.pairs import Places
 from pipeline.errors import StoreError, VecmillError
 from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.snapshots.records import (
-    QuarantineFile,
-    Record,
-    ShardFile,
-    checksum,
-    new_attempt,
-    put_attempt,
-    quarantine_name,
-    shard_name,
-)
+from pipeline.snapshots.records import Record, checksum
 from pipeline.uris import Storage
-from pipeline.write import quarantine_bytes, shard_bytes
+from pipeline.write import make_attempt
 
 
 def without_rows(store: Storage, record: Record, rows: Places, *, run_id: str, with_text: bool) -> Record:
@@ -64,25 +53,17 @@ def without_rows(store: Storage, record: Record, rows: Places, *, run_id: str, w
         "text": losers["text"] if "text" in losers.schema.names else pa.nulls(len(rows), pa.string()),
     }
     quarantine = pa.concat_tables([quarantine, pa.table(added).cast(QUARANTINE_SCHEMA)])
-    shard = shard_bytes(embeddings, table.schema.remove_metadata())
-    quarantined = quarantine_bytes(quarantine, with_text=with_text)
-    attempt = new_attempt()
-    ids = (record.encoder_fp, record.shard_fp, record.split_id, attempt)
-    made = replace(
+    fingerprints, schema = (record.encoder_fp, record.shard_fp), table.schema.remove_metadata()
+    made = make_attempt(fingerprints, record.split_id, embeddings, schema, quarantine, with_text=with_text)
+    rewritten = replace(
         record,
         generation=record.generation + 1,
-        attempt=attempt,
         run_id=run_id,
         num_quarantined=record.num_quarantined + len(rows),
-        num_reused=min(record.num_reused, shard.num_rows),
-        num_truncated=pc.sum(embeddings["truncated"], min_count=0).as_py(),
-        num_tokens=pc.sum(embeddings["num_tokens"], min_count=0).as_py(),
-        shard=ShardFile(shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin),
-        quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantined), quarantine.num_rows),
-        reasons=dict(Counter(quarantine["reason"].to_pylist())),
+        num_reused=min(record.num_reused, embeddings.num_rows),
+        **made.fields,
     )
-    put_attempt(store, made, shard.data, quarantined)
-    return made
+    return made.put(store, rewritten)
 
 
 def _row_numbers(record: Record, quarantine: pa.Table, num_documents: int) -> Places | None:

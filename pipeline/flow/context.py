@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.errors import ChangedError, VecmillError
-from pipeline.flow.ledger import Trial
+from pipeline.flow.ledger import FIRST_TRIAL, Trial
 from pipeline.flow.rows import SplitReport
 from pipeline.logs import LogSettings
 from pipeline.model import ModelDescription
@@ -110,9 +110,8 @@ def current_node_id() -> str:
     return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""
 
 
-def failure(error: Exception, what: str, trial: Trial | None = None) -> SplitReport:
+def failure(error: Exception, what: str, trial: Trial = FIRST_TRIAL) -> SplitReport:
     """The report of a split that an exception ended; `what` was being done."""
-    trial = trial or Trial()
     if isinstance(error, VecmillError):
         return SplitReport(
             status="failed",

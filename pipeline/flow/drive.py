@@ -25,6 +25,7 @@ from pipeline.logs import log_split
 from pipeline.report import Progress
 from pipeline.signals import interruptible
 from pipeline.snapshots.journal import Journal
+from pipeline.snapshots.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class FlowSession:
         self,
         context: FlowContext,
         work: Sequence[Work],
-        judge: Callable[[Written], None],
+        judge: Callable[[Record], None],
         tell: Callable[[Mapping[str, Any]], None],
     ) -> Drive:
         """Run the work on Ray to its end; each split that is done is in the store, and in the run's journal.
@@ -76,7 +77,8 @@ class FlowSession:
         Args:
             context: what the stages share.
             work: at least one planned split.
-            judge: called with what each split came to; what it raises ends the flow.
+            judge: called with each record until a file proves to be rewritten, since what is recorded of that will
+                not count; what it raises ends the flow.
             tell: called with the progress after each split.
 
         Raises:
@@ -89,12 +91,13 @@ class FlowSession:
         self._pool = self._fit(context)
         drive, progress = Drive(), self._progress
         progress.expect(len(work), sum(item.split.num_bytes for item in work), self._pool.max_size)
-        watchdog = _Watch(context.run_id, lambda: (read_beat(context.run_id), progress.num_done))
+        watchdog = _Watch(lambda: (read_beat(context.run_id), progress.num_done))
         try:
             with watchdog:
                 for written in run_flow(context, work, self._pool):
                     self._take(written, drive)
-                    judge(written)
+                    if written.record is not None and not drive.changed_uris:
+                        judge(written.record)
                     tell(progress.figures())
                     if len(drive.failed) >= _MAX_FAILED_SPLITS:
                         break
@@ -163,8 +166,7 @@ class FlowSession:
 class _Watch:
     """A watchdog over a flow that waits in the main thread; elsewhere nobody watches."""
 
-    def __init__(self, run_id: str, beat: Callable[[], object]) -> None:
-        self._run_id = run_id
+    def __init__(self, beat: Callable[[], object]) -> None:
         self._dog = Watchdog(beat, is_answering, STALL_S)
         is_main = threading.current_thread() is threading.main_thread()
         self._guard: AbstractContextManager[object] = self._dog if is_main else nullcontext()

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import orjson
 
 from pipeline.schema import Stage
@@ -91,19 +92,28 @@ class Marks:
         self._trial = trial
         self._node_id = node_id
 
-    def before(self, stage: Stage, rows: Sequence[int] = (), begin: int | None = None) -> None:
+    def before(self, stage: Stage, rows: np.ndarray | None = None, begin: int | None = None) -> None:
         """This unit is tried next: rows of documents, or whatever is read from `begin` on."""
-        self._put({"stage": stage, "rows": list(rows), "begin": begin, "finished": False})
+        self._put(stage, rows, begin)
 
     def finish(self) -> None:
         """Nothing is in hand."""
-        self._put({"stage": None, "rows": [], "begin": None, "finished": True})
+        self._put(None, None, None)
 
-    def _put(self, unit: dict[str, Any]) -> None:
+    def _put(self, stage: Stage | None, rows: np.ndarray | None, begin: int | None) -> None:
         if not self._trial.is_marked:
             return
-        about = {"work_id": self._trial.work_id, "attempt": self._trial.number, "node_id": self._node_id}
-        self._storage.put(self._name, orjson.dumps(about | {"pid": os.getpid()} | unit))
+        unit = {
+            "work_id": self._trial.work_id,
+            "attempt": self._trial.number,
+            "node_id": self._node_id,
+            "pid": os.getpid(),
+            "stage": stage,
+            "rows": [] if rows is None else rows.tolist(),
+            "begin": begin,
+            "finished": stage is None,
+        }
+        self._storage.put(self._name, orjson.dumps(unit))
 
 
 @dataclass
@@ -148,8 +158,9 @@ class Ledger:
 
     def trial(self, split: Split) -> Trial:
         """Of a planned split's next attempt."""
-        key = work_id(split)
-        case = self._cases.get(key)
+        if not self._cases:
+            return FIRST_TRIAL
+        case = self._cases.get(work_id(split))
         return case.trial if case else FIRST_TRIAL
 
     def learn(self, lost: Iterable[Split], is_node_alive: Callable[[str], bool]) -> bool:

@@ -15,14 +15,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import AcceleratorFault, VecmillError
 from pipeline.flow.context import FlowContext, current_node_id, failure
@@ -34,18 +32,9 @@ from pipeline.model import fetch_model
 from pipeline.read import ReadSplit, read_split
 from pipeline.read.documents import killed_range
 from pipeline.schema import Reason, embedding_schema
-from pipeline.snapshots.records import (
-    QuarantineFile,
-    Record,
-    ShardFile,
-    checksum,
-    new_attempt,
-    put_attempt,
-    quarantine_name,
-    shard_name,
-)
+from pipeline.snapshots.records import Record
 from pipeline.tokens import SequenceTokenizer, Tokenized, load_tokenizer, tokenize
-from pipeline.write import quarantine_bytes, shard_bytes
+from pipeline.write import make_attempt
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoder
@@ -139,7 +128,7 @@ class ReadStage:
         num_parts = -(-len(rest) // _MARKED_DOCUMENTS) if trial.is_marked else 1
         made = []
         for part in [*np.array_split(rest, max(1, num_parts)), *alone.reshape(-1, 1)]:
-            marks.before("tokenize", rows[part].tolist())
+            marks.before("tokenize", rows[part])
             made.append(
                 tokenize(
                     documents.take(part) if trial.is_marked else documents,
@@ -210,7 +199,7 @@ class EncodeStage:
 
         def before(batch: Sequence[int]) -> None:
             beat(context.run_id)
-            marks.before("encode", rows[sound[batch]].tolist())
+            marks.before("encode", rows[sound[batch]])
 
         alone = _indices(rows[sound], trial.alone.get("encode", ()))
         encoded = encoder.encode(sequences["input_ids"], alone=alone.tolist(), before=before)
@@ -260,17 +249,19 @@ class WriteStage:
         context, store, split = self._context, self._context.config.store, row.split
         started = time.monotonic()
         schema = embedding_schema(context.model.dim, store.dtype, context.keep, keep_text=store.keep_text)
-        shard = shard_bytes(row.documents, schema)
-        quarantine = (
-            quarantine_bytes(row.quarantine, with_text=store.quarantine_text) if row.quarantine.num_rows else None
+        made = make_attempt(
+            (context.encoder_fp, context.shard_fp),
+            split.split_id,
+            row.documents,
+            schema,
+            row.quarantine,
+            with_text=store.quarantine_text,
         )
-        ids = (context.encoder_fp, context.shard_fp, split.split_id, new_attempt())
         if split.end is None or split.last is None:
             raise VecmillError(f"a split of {split.file.uri} reached the writer without its end. This is a bug.")
         record = Record(
             split_id=split.split_id,
             generation=row.report.generation,
-            attempt=ids[3],
             run_id=context.run_id,
             encoder_fp=context.encoder_fp,
             shard_fp=context.shard_fp,
@@ -287,19 +278,11 @@ class WriteStage:
             num_counted=row.report.num_counted,
             num_quarantined=row.quarantine.num_rows - row.quarantine["row"].null_count,
             num_reused=0,
-            num_truncated=pc.sum(row.documents["truncated"], min_count=0).as_py(),
-            num_tokens=pc.sum(row.documents["num_tokens"], min_count=0).as_py(),
             num_padded_tokens=row.report.num_padded_tokens,
             compute=row.report.compute,
-            shard=ShardFile(
-                shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin
-            ),
-            quarantine=QuarantineFile(quarantine_name(*ids), checksum(quarantine), row.quarantine.num_rows)
-            if quarantine
-            else None,
-            reasons=dict(Counter(row.quarantine["reason"].to_pylist())),
+            **made.fields,
         )
-        put_attempt(context.store_storage, record, shard.data, quarantine)
+        made.put(context.store_storage, record)
         return Written(split, replace(row.report, write_s=time.monotonic() - started), record)
 
 

@@ -82,6 +82,15 @@ def open_snapshot(uri: str, storage_options: Mapping[str, Any] | None = None, *,
     """
     storage = Storage(uri, storage_options)
     open_store(storage, None, create=False)
+    return snapshot_of(storage, number=number)
+
+
+def snapshot_of(storage: Storage, *, number: int | None = None) -> Snapshot:
+    """The same of a store that is open.
+
+    Raises:
+        StoreError: no snapshot yet, no such snapshot, or a format newer than this reader.
+    """
     try:
         manifest = latest(storage) if number is None else read_manifest(storage, number)
     except FileNotFoundError:

@@ -98,6 +98,13 @@ def _is_there(process: psutil.Process) -> bool:
         return False
 
 
+def end_all(mark: str, first: subprocess.Popen[bytes]) -> None:
+    """Leave no process of a start: neither the first nor what came of it."""
+    kill_now(process.pid for process in marked(mark))
+    first.kill()
+    first.wait()
+
+
 def free_port() -> int:
     """A port of loopback that nobody has now."""
     with socket.socket() as found:
@@ -138,8 +145,7 @@ class Command:
 
     def end(self) -> None:
         """Whatever happened: leave no process."""
-        kill_now(process.pid for process in marked(self.mark))
-        self.process.wait()
+        end_all(self.mark, self.process)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -172,9 +178,7 @@ class RayHead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        kill_now(process.pid for process in marked(self.mark))
-        self._process.kill()
-        self._process.wait()
+        end_all(self.mark, self._process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -218,9 +222,7 @@ class Nodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        kill_now(process.pid for process in marked(self.mark))
-        self._process.kill()
-        self._process.wait()
+        end_all(self.mark, self._process)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

@@ -21,17 +21,12 @@ from pipeline.errors import EnvironmentFault, StorageFault, StoreError
 from pipeline.schema import QUARANTINE_SCHEMA, embedding_schema
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA
 from pipeline.snapshots.records import (
-    QuarantineFile,
     Record,
-    ShardFile,
     checksum,
-    put_attempt,
-    quarantine_name,
     record_name,
-    shard_name,
 )
 from pipeline.uris import Storage
-from pipeline.write import quarantine_bytes, shard_bytes
+from pipeline.write import make_attempt
 from tests.stores import FaultyStorage, make_record, step_of
 
 SCHEMA = embedding_schema(4, "float16", pa.schema([("lang", pa.string())]), keep_text=True)
@@ -83,21 +78,15 @@ def put_split(
     table, num = embeddings(ids, chunks=chunks), len(ids) + len(bad)
     end = begin + num * (50 if is_lines else 1)
     record = make_record(uri, begin, end, num_documents=num, num_counted=num, num_quarantined=len(bad))
-    keys = (record.encoder_fp, record.shard_fp, record.split_id, record.attempt)
-    shard = shard_bytes(table, SCHEMA)
-    quarantine = quarantine_bytes(quarantined(bad), with_text=False) if bad else None
+    fingerprints = (record.encoder_fp, record.shard_fp)
+    made = make_attempt(fingerprints, record.split_id, table, SCHEMA, quarantined(bad), with_text=False)
     record = replace(
         record,
         row_begin=None if is_lines and begin else begin,
         row_end=None if is_lines and begin else begin + num,
-        num_truncated=sum(table["truncated"].to_pylist()),
-        num_tokens=sum(table["num_tokens"].to_pylist()),
-        shard=ShardFile(shard_name(*keys), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin),
-        quarantine=QuarantineFile(quarantine_name(*keys), checksum(quarantine), len(bad)) if quarantine else None,
-        reasons=dict(Counter(reason for _, _, reason in bad)),
+        **made.fields,
     )
-    put_attempt(store, record, shard.data, quarantine)
-    return record
+    return made.put(store, record)
 
 
 def coming(records: Sequence[Record], carried: Sequence[Record] = ()) -> pa.Table:
@@ -123,7 +112,8 @@ def table_of(store: Storage, record: Record) -> pa.Table:
 
 
 def quarantine_of(store: Storage, record: Record) -> list[dict[str, Any]]:
-    assert record.quarantine is not None
+    if record.quarantine is None:
+        return []
     return list(pq.read_table(pa.BufferReader(store.read(record.quarantine.file))).to_pylist())
 
 

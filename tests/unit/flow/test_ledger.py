@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ def attempt(storage: Storage, trial: Trial, rows: Sequence[int], killers: Callab
     rest = [row for row in rows if row not in guilty and row not in alone]
     units = [rest[begin : begin + 4] for begin in range(0, len(rest), 4)] + [[row] for row in alone]
     for unit in units:
-        marks.before("encode", unit)
+        marks.before("encode", np.array(unit))
         if killers(unit):
             raise Killed
     marks.finish()
@@ -132,5 +133,5 @@ def test_the_ledger_lies_where_the_design_says(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     split = Split(SPLIT.file, "jsonl", None, 0, 10, True)
     trial = Trial(work_id(split), number=2)
-    Marks(storage, "run", trial, NODE, split).before("encode", [1, 2])
+    Marks(storage, "run", trial, NODE, split).before("encode", np.array([1, 2]))
     assert [info.name for info in storage.list("runs")] == [f"runs/run/attempts/{split.split_id}-2.json"]
