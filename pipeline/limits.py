@@ -79,7 +79,7 @@ class Totals:
         if len(self.unreadable) > limits.max_quarantined_files:
             some = ", ".join(sorted(self.unreadable)[:3])
             raise LimitError(
-                f"{len(self.unreadable)} files cannot be read ({some}), limits.max_quarantined_files is "
+                f"{len(self.unreadable)} of the input files cannot be read ({some}), limits.max_quarantined_files is "
                 f"{limits.max_quarantined_files}; {_KEPT}: mend the files, {_AGAIN}"
             )
 

@@ -220,6 +220,7 @@ def test_a_limit_is_exact_and_a_full_run_goes_on_from_it(
 
     outcome = job.published()
     assert (outcome["snapshot_id"], outcome["documents_in"], outcome["quarantined"]) == (2, 75, 0)
+    assert outcome["tokens"] == job.snapshot().manifest.accounting.tokens, "the snapshot's, not this run's"
     assert job.doc_ids() == [row["id"] for row in rows]
     added = set(job.records()) - set(records)
     assert set(records) <= set(job.records())

@@ -49,7 +49,7 @@ def test_carried_splits_count_too() -> None:
 
 def test_an_unreadable_file_is_named() -> None:
     record = make_record("broken.parquet", 0, 0, num_counted=None)
-    with pytest.raises(LimitError, match=r"1 files cannot be read \(broken.parquet\)"):
+    with pytest.raises(LimitError, match=r"1 of the input files cannot be read \(broken.parquet\)"):
         refuse_over_limits(Limits(), [record], NO_SPLITS)
     refuse_over_limits(Limits(max_quarantined_files=1), [record], NO_SPLITS)
 
@@ -124,7 +124,7 @@ def test_an_unreadable_file_too_many_ends_it_at_once() -> None:
     watched = watch(split, planned("a", 0, 10**6), planned("z.zst", 0, None, ("jsonl", "zst")))
     watched.check()
     watched.add(recorded(split, 0, 0, 0, 0, num_counted=None))
-    with pytest.raises(LimitError, match=r"1 files cannot be read \(broken.parquet\).*the work is kept"):
+    with pytest.raises(LimitError, match=r"1 of the input files cannot be read \(broken.parquet\).*the work is kept"):
         watched.check()
 
 
