@@ -135,7 +135,7 @@ def _round(config: Config, folder: Path, number: int) -> Round:
     started = time.monotonic()
     outcome = embed(config)
     embedded = time.monotonic()
-    plain_embed(config.input.uri, str(folder / "plain"), config.encoder.model, num_cpus=num_cores())
+    plain_embed(config.input.uris[0], str(folder / "plain"), config.encoder.model, num_cpus=num_cores())
     plain = time.monotonic()
     ours = open_snapshot(config.store.uri).dataset().to_table(columns=["doc_id", "vector"])
     cosines = compare(ours, pq.read_table(folder / "plain"))
@@ -240,7 +240,7 @@ def _time_flow(context: FlowContext, work: Sequence[Work]) -> list[tuple[float, 
 
 def _planned(config: Config) -> tuple[FlowContext, list[Work]]:
     """What `embed` would hand to its flow for an empty store."""
-    source = Storage(config.input.uri)
+    source = Storage(config.input.uris[0])
     model = describe_model(fetch_model(config.encoder, None), config.encoder)
     splits, keep = plan_files(source, list_input(source, None, config.input.format), config.input, config.splits)
     context = FlowContext(

@@ -187,7 +187,7 @@ def _config(folder: str) -> Config:
 
 def _files(config: Config, num_splits: int) -> list[InputFile]:
     """Files of so many splits; the first is there, since its columns are looked at, and is one split."""
-    source = Storage(config.input.uri)
+    source = Storage(config.input.uris[0])
     [first] = [InputFile(info.name, info.size, info.identity, info.identity_kind) for info in source.list()]
     size = plan_file(source, _file(1, 2**40), config.splits, None)[0].num_bytes
     sizes = [min(_SPLITS_A_FILE, num_splits - begin) * size for begin in range(1, num_splits, _SPLITS_A_FILE)]
@@ -203,7 +203,7 @@ def _prepare(folder: str, num_splits: int) -> Cost:
     config = _config(folder)
     (Path(folder) / "corpus").mkdir()
     (Path(folder) / "corpus" / "0.jsonl").write_text('{"text": "a"}\n')
-    source, shard_fp = Storage(config.input.uri), config.shard_fingerprint({})
+    source, shard_fp = Storage(config.input.uris[0]), config.shard_fingerprint({})
     store = ListedStore(folder, shard_fp, 0)
     journal, seconds = Journal(store, "run-1"), 0.0
     with peak_memory() as peak, (Path(folder) / "attempts.txt").open("w") as attempts:
@@ -270,7 +270,7 @@ def _measure(name: str, folder: str, num_splits: int) -> Cost:
     with peak_memory() as peak:
         started = time.monotonic()
         files = _files(config, num_splits)
-        planner = Planner(config, None, Storage(config.input.uri), _ENCODER_FP, store, latest(store))
+        planner = Planner(config, None, Storage(config.input.uris[0]), _ENCODER_FP, store, latest(store))
         if name in ("again", "night"):  # a file was added since: all of the parent is carried
             files.append(added)
         plan = planner.plan(files)

@@ -51,7 +51,7 @@ def _measure(folder: str, num_splits: int, overrides: tuple[str, ...]) -> str:
 
     corpus = {"uri": f"{folder}/corpus", "text": "{text}"}
     config = developer_config(Path(folder), corpus, (*overrides, "splits.max_rows=1"))
-    source, store = Storage(config.input.uri), Storage(config.store.uri)
+    source, store = Storage(config.input.uris[0]), Storage(config.store.uri)
     model = describe_model(fetch_model(config.encoder, None), config.encoder)
     planner = Planner(config, None, source, model.fingerprint(config.input.text), store, None)
     with connected(config.cluster), peak_memory() as peak:

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, redact_uri
-from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, InputError, StorageFault, VecmillError
+from pipeline.errors import ChangedError, ConfigError, EnvironmentFault, StorageFault, VecmillError
 from pipeline.flow.context import DriverEnvironment, FlowContext
 from pipeline.flow.ledger import Ledger
 from pipeline.flow.rows import Work
@@ -35,9 +35,9 @@ from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import Manifest, latest
 from pipeline.snapshots.records import Record
 from pipeline.snapshots.store import check_store, open_store
-from pipeline.splits import InputFile, Split, list_input
+from pipeline.splits import Corpus, InputFile, Split
 from pipeline.unique_ids import Changes, apply_judgement, judge_ids
-from pipeline.uris import Storage, split_input_uri
+from pipeline.uris import Storage
 from pipeline.write import MAX_PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -55,28 +55,6 @@ _MAX_FRUITLESS = 3
 _MAX_JUDGEMENTS = 5
 
 _VERSIONED = ("vecmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where the input is."""
-
-    source: Storage
-    name: str | None
-    """The one file to read, if the input is one."""
-    format: str | None
-
-    @property
-    def root(self) -> str:
-        """Its URI, as a store remembers it."""
-        return self.source.full_uri(self.name) if self.name else self.source.uri
-
-    def list(self) -> list[InputFile]:
-        """The files as they are now."""
-        try:
-            return list_input(self.source, self.name, self.format)
-        except FileNotFoundError as error:
-            raise InputError(f"{error}; give input.uri a bucket that there is") from None
 
 
 def embed(
@@ -98,18 +76,17 @@ def embed(
     """
     started = time.monotonic()
     with interruptible():
-        source, name = split_input_uri(config.input.uri, config.input.storage_options)
-        corpus = Corpus(source, name, config.input.format)
+        corpus = Corpus.open(config.input)
         store = Storage(config.store.uri, config.store.storage_options)
-        is_new = not check_store(store, corpus.root)
+        is_new = not check_store(store, corpus.root, corpus.read_uris)
         files = corpus.list() if is_new else []
         model = _find_model(config)
-        planner = Planner(config, limit, source, model.fingerprint(config.input.text), store, parent=None)
+        planner = Planner(config, limit, corpus.source, model.fingerprint(config.input.text), store, parent=None)
         if is_new:
             # All that a config can get wrong shows itself now, before the store is claimed for this corpus.
             with suppress(ChangedError):  # that plans again, under the lease
                 planner.plan(files)
-            open_store(store, corpus.root, create=True)
+            open_store(store, corpus.root, corpus.read_uris, create=True)
         run_id = new_run_id()
         log_run(run_id)
         with Lease(store, run_id) as lease:

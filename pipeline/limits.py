@@ -8,8 +8,9 @@ still to come can bring it under the limits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import orjson
@@ -22,12 +23,13 @@ from pipeline.snapshots.accounting import deleted_by_uri, documents_by_uri
 from pipeline.snapshots.records import Record
 from pipeline.snapshots.table import RecordTable
 from pipeline.splits import Split
+from pipeline.splits.names import partitions
 
 # Under this many quarantined documents no ratio refuses: a small corpus would be refused for one.
 _MIN_QUARANTINED_TO_REFUSE = 10
 
-# Deflate makes at most 1,032 bytes of one; zstd has no such bound.
-_MOST_EXPANSION = {None: 1, "gz": 1032, "zst": None}
+# Deflate makes at most 1,032 bytes of one; the others have no such bound.
+_MOST_EXPANSION = {None: 1, "gz": 1032, "zst": None, "bz2": None, "xz": None}
 
 _KEPT = "nothing was published, the work is kept"
 _AGAIN = "or raise the limit and run the same command again"
@@ -141,10 +143,11 @@ class LimitWatch:
     It never refuses what `refuse_over_limits` would let pass at the end: it takes all documents that
     may still come for good, and as many as can be. Of Parquet those are rows; of lines, the bytes
     that are left by the fewest that a good line takes; of compressed ones, until their end was seen,
-    the most that they can unpack to. While a file is without such a bound (zstd, or Parquet whose end
-    an earlier run recorded) it is silent about documents, and counts only files. What it cannot know
-    is that a file will be rewritten before the end: it takes the input for what was listed. Once a
-    file is found to be another, ask no more: what was recorded of it will not count.
+    the most that they can unpack to. While a file is without such a bound (zstd, Arrow, CSV of another
+    encoding, or Parquet whose end an earlier run recorded) it is silent about documents, and counts
+    only files. What it cannot know is that a file will be rewritten before the end: it takes the input
+    for what was listed. Once a file is found to be another, ask no more: what was recorded of it will
+    not count.
 
     Args:
         limits: of the config.
@@ -158,11 +161,10 @@ class LimitWatch:
         self._totals = settled
         self._seen: set[str] = set()
         self._files: dict[str, _File] = {}
-        least_bytes = _least_line_bytes(input)
         for split in planned:
-            file = self._files.setdefault(split.file.file_id, _File(1 if split.format == "parquet" else least_bytes))
-            if split.format != "parquet":
-                expansion = _MOST_EXPANSION[split.compression]
+            file = self._files.setdefault(split.file.file_id, _File(_least(split, input)))
+            if not split.in_rows:
+                expansion = None if _is_transcoded(split, input) else _MOST_EXPANSION[split.compression]
                 file.size = None if expansion is None else split.file.size * expansion
             elif split.last:
                 file.size = split.end
@@ -229,16 +231,34 @@ class _File:
         return (rest + self.num_parts * (self.least - 1)) // self.least if rest > 0 else 0
 
 
-def _least_line_bytes(input: Input) -> int:
-    """The fewest bytes of a line of JSON that makes a good document, with its newline: {"id":1,"title":2}."""
+def _is_transcoded(split: Split, input: Input) -> bool:
+    return split.format in ("csv", "tsv") and input.csv.encoding.lower() != "utf-8"
+
+
+def _least(split: Split, input: Input) -> int:
+    """The fewest rows, or bytes, that a good document takes; of lines and CSV that is a letter and its newline."""
+    if split.in_rows:
+        return 1
+    return _least_line_bytes(input, partitions(split.file.uri)) if split.format == "jsonl" else 2
+
+
+def _least_line_bytes(input: Input, given: Mapping[str, object] = MappingProxyType({})) -> int:
+    """The fewest bytes of a line of JSON that makes a good document, with its newline: {"id":1,"title":2}.
+
+    Args:
+        given: names that the file's path may stand for.
+    """
+    if not given.keys().isdisjoint(input.columns):
+        return len("{}\n")
     names = set() if input.id is None else {input.id}
     literal = input.text
     for name in input.text_columns:
         literal = literal.replace(f"{{{name}}}", "")
     if not literal.strip() and names.isdisjoint(input.text_columns):
         # One column of the template must hold something. Escapes only make a name longer.
-        names.add(min(input.text_columns, key=lambda name: len(name.encode())))
-    fields = sum(len(name.encode()) + len('"":1') for name in names)
+        names.add(min(input.text_columns, key=lambda name: len(name.rpartition(".")[2].encode())))
+    # Of a nested name at least its last part.
+    fields = sum(len(name.rpartition(".")[2].encode()) + len('"":1') for name in names)
     return len("{}\n") + fields + max(0, len(names) - 1)
 
 

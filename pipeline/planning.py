@@ -25,7 +25,7 @@ from pipeline.snapshots.journal import load_records
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, Manifest, read_table
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.table import Indices, RecordTable, file_keys, from_hex
-from pipeline.splits import InputFile, Split, check_columns, columns_read, limit_splits, plan_files
+from pipeline.splits import InputFile, Split, check_columns, limit_splits, plan_files
 from pipeline.uris import Storage
 
 
@@ -101,9 +101,7 @@ class Planner:
         carried: frozenset[str] = frozenset()
         planned: list[Split] | None = None
         if self.limit is not None:
-            planned = limit_splits(
-                source, files, config.splits, self.limit, config.input.format, columns_read(config.input)
-            )
+            planned = limit_splits(source, files, config.splits, self.limit, config.input)
             limited = {split.file.file_id for split in planned}
             files = [file for file in files if file.file_id in limited]
             keep = check_columns(source, files, config.input, parent_keep)

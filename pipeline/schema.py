@@ -20,7 +20,7 @@ HASH = pa.binary(16)
 
 DOCUMENT_FIELDS = (
     pa.field("doc_id", pa.string(), nullable=False),
-    pa.field("row", pa.int64(), nullable=False),  # row of the Parquet file, or byte offset in the (decompressed) JSONL
+    pa.field("row", pa.int64(), nullable=False),  # row of the file, or byte offset in its decompressed text
     pa.field("content_hash", HASH, nullable=False),
     pa.field("text", pa.string(), nullable=False),
 )
@@ -56,8 +56,9 @@ Stage = Literal["read", "tokenize", "encode", "publish"]
 
 Reason = Literal[
     "unreadable_file",  # the whole file is not what its name says, or is cut
-    "undecodable_row",  # a Parquet row that cannot be decoded
+    "undecodable_row",  # a row of Parquet that cannot be decoded, a line that is too long
     "invalid_json",  # a line that is no JSON
+    "invalid_csv",  # a row that is no CSV, or has another number of values than the header
     "not_an_object",  # a line of JSON that is no object
     "invalid_utf8",  # bytes that are no text
     "wrong_type",  # a text, id or kept column that holds something else

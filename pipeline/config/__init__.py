@@ -5,9 +5,11 @@ refused with the nearest known one. What the design has and this version does no
 here, before any work, as "not supported yet: ...".
 
     sections   the models
+    inputs     that of what is read
     load       YAML and overrides -> a Config
 """
 
+from pipeline.config.inputs import Csv, Input
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.sections import (
     AUTO_MAX_ROWS,
@@ -18,7 +20,6 @@ from pipeline.config.sections import (
     Config,
     EncoderSettings,
     Index,
-    Input,
     Limits,
     PoolSize,
     SplitBounds,
@@ -33,6 +34,7 @@ __all__ = [
     "Chunk",
     "Cluster",
     "Config",
+    "Csv",
     "EncoderSettings",
     "Index",
     "Input",

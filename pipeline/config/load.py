@@ -105,6 +105,7 @@ _EXPECTED = {
     "dict_type": "must be a mapping",
 }
 _UNIONS = {
+    "input.uri": "must be a URI or a list of URIs",
     "cluster.encoders": "must be auto, a number, or {min: ..., max: ...}",
     "splits.max_rows": "must be auto or a number",
     "encoder.token_budget": "must be auto or a number",

@@ -9,75 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
+from pipeline.config.inputs import Csv, Input, Section
 from pipeline.errors import ConfigError, NotSupportedError
-from pipeline.schema import RESERVED_COLUMNS
 
 # Raised by one when the same config and input would give other rows than before.
 ROW_FORMAT_VERSION = 1
 
-_FIELD = re.compile(r"\{([^{}]*)\}")
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Input(_Section):
-    """What is read."""
-
-    uri: str = Field(min_length=1)
-    """A folder, an object-storage prefix, or one file."""
-    format: Literal["parquet", "jsonl", "csv", "tsv", "text", "lines"] | None = None
-    """None: by suffix."""
-    id: str | None = None
-    """The column with the document's id; None: derived from file and position."""
-    text: str = "{text}"
-    """A template over columns; a null column is empty."""
-    csv: dict[str, Any] = Field(default_factory=dict)
-    keep: tuple[str, ...] = ()
-    """Columns carried through to the shards, with their types."""
-    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-
-    @field_validator("uri", mode="before")
-    @classmethod
-    def _one_uri(cls, value: object) -> object:
-        if isinstance(value, list):
-            raise NotSupportedError(f"input.uri as a list ({len(value)} entries); give one folder or prefix")
-        if isinstance(value, str) and any(c in value for c in "*?["):
-            raise NotSupportedError(f"a glob in input.uri: {value}; give the folder or prefix itself")
-        return value
-
-    @model_validator(mode="after")
-    def _supported(self) -> Input:
-        if self.format not in (None, "parquet", "jsonl"):
-            raise NotSupportedError(f"input.format: {self.format}; parquet and jsonl are")
-        if self.csv:
-            raise NotSupportedError("input.csv")
-        if not self.text_columns:
-            raise ConfigError(f"input.text: {self.text!r} names no column; write it as '{{title}} {{body}}'")
-        for name in self.text_columns:
-            if not name.strip():
-                raise ConfigError(f"input.text: {self.text!r} has empty braces; name a column in them")
-            if "." in name:
-                raise NotSupportedError(f"nested columns in input.text: {{{name}}}")
-        for name in self.keep:
-            if name in RESERVED_COLUMNS:
-                raise ConfigError(
-                    f"input.keep: {name} is the name of a column that every shard has; rename it in the input"
-                )
-        if len(set(self.keep)) < len(self.keep):
-            raise ConfigError(f"input.keep names a column twice: {', '.join(self.keep)}")
-        return self
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """The columns that the template names, in order, each once."""
-        return tuple(dict.fromkeys(_FIELD.findall(self.text)))
-
-
-class Store(_Section):
+class Store(Section):
     """Where snapshots go, and as what."""
 
     uri: str = Field(min_length=1)
@@ -87,14 +28,14 @@ class Store(_Section):
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
-class Chunk(_Section):
+class Chunk(Section):
     """Windows over long documents (`overlong: chunk`)."""
 
     tokens: int | None = Field(default=None, gt=0)
     overlap_tokens: int = Field(default=32, ge=0)
 
 
-class EncoderSettings(_Section):
+class EncoderSettings(Section):
     """The model and how it is used."""
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -132,7 +73,7 @@ class EncoderSettings(_Section):
         return self
 
 
-class SplitBounds(_Section):
+class SplitBounds(Section):
     """The most that one split, and so one embedding shard, may hold."""
 
     max_rows: Literal["auto"] | int = "auto"
@@ -163,14 +104,14 @@ MAX_SHARD_ROWS = 2**20
 MAX_SPLIT_BYTES = 2**30
 
 
-class PoolSize(_Section):
+class PoolSize(Section):
     """An actor pool that grows and shrinks."""
 
     min: int = Field(ge=1)
     max: int = Field(ge=1)
 
 
-class Cluster(_Section):
+class Cluster(Section):
     """Where it runs."""
 
     address: str | None = None
@@ -188,7 +129,7 @@ class Cluster(_Section):
         return self
 
 
-class Index(_Section):
+class Index(Section):
     """The ANN index (not built yet; the keys are accepted so that one config serves all jobs)."""
 
     recall_target: float = Field(default=0.95, gt=0, le=1)
@@ -197,7 +138,7 @@ class Index(_Section):
     queries: str | None = None
 
 
-class Limits(_Section):
+class Limits(Section):
     """What refuses to be published (exit 3)."""
 
     max_quarantined_ratio: float = Field(default=0.01, ge=0, le=1)
@@ -207,7 +148,7 @@ class Limits(_Section):
     """Of the documents of the snapshot before."""
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a job is told."""
 
     input: Input
@@ -224,7 +165,8 @@ class Config(_Section):
         for section in ("input", "store"):
             if value[section]["storage_options"]:
                 value[section]["storage_options"] = dict.fromkeys(value[section]["storage_options"], "***")
-            value[section]["uri"] = redact_uri(value[section]["uri"])
+            uri = value[section]["uri"]
+            value[section]["uri"] = redact_uri(uri) if isinstance(uri, str) else [redact_uri(one) for one in uri]
         value["encoder"]["model"] = redact_uri(value["encoder"]["model"])
         return value
 
@@ -241,6 +183,7 @@ class Config(_Section):
                 "id": self.input.id,
                 "text": self.input.text,
                 "keep": list(keep_types.items()),  # the order is that of the shards' columns
+                **({"csv": self.input.csv.model_dump(exclude_defaults=True)} if self.input.csv != Csv() else {}),
             },
             "store": {"dtype": self.store.dtype, "keep_text": self.store.keep_text},
         }

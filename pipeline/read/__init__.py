@@ -2,8 +2,13 @@
 
     documents   rows as columns -> documents: template, ids, hashes, quarantine
     columns     a file's columns -> text, ids, kept columns in their types
+    fields      the columns that names of the config mean, of batches and of parsed lines
     parquet     a range of rows: row groups, or one large one that is cut while it streams
-    jsonl       a range of bytes, or a compressed file, cut while it streams
+    arrow       a file of Arrow, cut while it streams; with parquet it shares `batches`
+    lines       a range of bytes, or a compressed file, cut while it streams; for the three that follow
+    jsonl       lines that are objects
+    delimited   CSV and TSV: rows that may be several lines; a file is one range
+    plain       lines that are documents, and files that are one each
 
 Rows never raise: what cannot be decoded is quarantined, with its reason. Storage does raise: a
 store that did not answer must not look like a corpus that lost documents.
@@ -16,13 +21,26 @@ from collections.abc import Collection, Iterator
 import pyarrow as pa
 
 from pipeline.config import Input, SplitBounds
+from pipeline.read.arrow import read_arrow
+from pipeline.read.delimited import read_csv
 from pipeline.read.documents import ReadSplit, Target
 from pipeline.read.jsonl import read_jsonl
 from pipeline.read.parquet import read_parquet
+from pipeline.read.plain import read_lines, read_text
 from pipeline.splits import Cut, Split
 from pipeline.uris import Storage
 
 __all__ = ["ReadSplit", "read_split"]
+
+_READERS = {
+    "parquet": read_parquet,
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_csv,
+    "text": read_text,
+    "lines": read_lines,
+    "arrow": read_arrow,
+}
 
 
 def read_split(
@@ -50,8 +68,7 @@ def read_split(
 
     Raises:
         EnvironmentFault: storage failed; ChangedError: the file is not the one that was listed.
-        InputError: a Parquet file lacks a column that the config names.
+        InputError: a file of Parquet, Arrow or CSV lacks a column that the config names.
     """
     target = Target(input, keep, split.file.uri, quarantine_text)
-    read = read_parquet if split.format == "parquet" else read_jsonl
-    yield from read(storage, split, target, bounds, done)
+    yield from _READERS[split.format](storage, split, target, bounds, done)

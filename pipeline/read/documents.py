@@ -1,6 +1,6 @@
 """Rows -> documents: text by template, ids, content hashes; what is no document goes to quarantine.
 
-Both formats bring their rows here as columns (`pipeline.read.columns`), with what is wrong with a
+All formats bring their rows here as columns (`pipeline.read.fields`), with what is wrong with a
 row noted by its position; `make_documents` puts the rest together. The first thing
 found wrong with a row is its reason. Nothing is repaired: a text that is not quite a text is
 quarantined, since its vector would stand for something that nobody wrote.
@@ -33,7 +33,7 @@ class Fault(NamedTuple):
     message: str
 
 
-_UNPARSED = ("invalid_json", "not_an_object", "invalid_utf8")  # there the text is the line itself
+_UNPARSED = ("invalid_json", "invalid_csv", "not_an_object", "invalid_utf8")  # there the text is the line itself
 
 Faults = dict[int, Fault]
 """By position in the batch."""
@@ -44,12 +44,12 @@ class Rows:
     """B rows of one file as columns, each an array of B.
 
     Attributes:
-        numbers: int64: rows of the Parquet file, or byte offsets.
+        numbers: int64: rows of the file, or byte offsets in it.
         text: the template's columns, large_string; null where a row has none.
         ids: string; None if ids are derived.
         keep: the kept columns, of their final types.
         faults: rows that are no documents, by position.
-        raw: the lines as they are in the file, for rows of JSONL.
+        raw: the lines as they are in the file, where rows are lines.
     """
 
     numbers: np.ndarray
@@ -91,8 +91,9 @@ class ReadSplit:
         quarantine: QUARANTINE_SCHEMA; a row whose `row` is null stands for the whole file and is
             no document.
         num_documents: those and the quarantined ones.
-        num_counted: the same, counted apart from them (Parquet: the footer; JSONL: newlines);
-            None if the file could not be read to its end.
+        num_counted: the same, counted apart from them (Parquet: the footer; lines: newlines; CSV:
+            newlines outside of quotes; Arrow: what batches say; text: the file); None if the file could
+            not be read to its end.
     """
 
     split: Split

@@ -1,258 +1,48 @@
-"""A range of a JSONL file -> splits of it, and their documents.
-
-A line ends with a newline (before it a carriage return may stand, which is white space to JSON).
-A document is named by the offset of its line's first byte. A byte range holds the lines whose
-first byte it holds: one with begin > 0 starts at begin - 1 and skips through the first newline,
-so a line that begins exactly at `begin` is its own, and the line that runs into it is not.
-
-A range is cut while it is read: before the line that would put the piece over a bound. Its first
-piece begins where it begins and its last one ends where it ends, wherever lines do, so that ranges
-tile the file. Memory is one piece's. Where a stream cannot be decoded on, the file's last piece ends
-after the last whole line, and a row in quarantine stands for what is missing.
-"""
+"""JSONL: each line an object, whose keys are the columns."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.config import SplitBounds
-from pipeline.errors import VecmillError
-from pipeline.read.columns import ids_of_json, kept_of_json, text_of_json
-from pipeline.read.documents import (
-    Fault,
-    ReadSplit,
-    Rows,
-    Target,
-    make_documents,
-    quarantined_file,
-)
-from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.read import lines as lines_of
+from pipeline.read.documents import Fault, Faults, ReadSplit, Rows, Target
+from pipeline.read.fields import rows_of_json
+from pipeline.read.lines import Layout, Line, LineCount, open_range, read_layout
 from pipeline.splits import Cut, Split
-from pipeline.splits.streams import BOM, Source, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
-
-MAX_LINE_BYTES = 2**30
-"""A longer line is quarantined unread; a column of Arrow strings ends at 2 GiB."""
-_BATCH_LINES = 1024
-_BATCH_BYTES = 8 * 2**20
-_COUNT_BYTES = 2**20
 
 
 def read_jsonl(
     storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[Cut]
 ) -> Iterator[ReadSplit]:
-    """The pieces of a range, in order; at least one.
-
-    Args:
-        done: splits of which no documents are wanted; their lines are not parsed.
-
-    Raises:
-        EnvironmentFault: storage failed, or the file is another by now.
-    """
-    num_rows = 0
-    for piece in _pieces(storage, split, bounds):
-        first, num_rows = num_rows, num_rows + len(piece.lines)
-        made = replace(split, begin=piece.begin, end=piece.end, last=piece.last)
-        if split.begin == 0:  # of other ranges nobody knows how many rows are before them
-            made = replace(made, row_begin=first, row_end=num_rows)
-        if (piece.begin, piece.end, piece.last) in done:
-            counted = piece.count.total() if piece.error is None else None
-            yield ReadSplit(made, None, QUARANTINE_SCHEMA.empty_table(), len(piece.lines), counted)
-        else:
-            yield _made(piece, made, target)
+    """The pieces of a range; as `read_layout`. Lines of pieces that are done are not parsed."""
+    layout = Layout(open_range, lines_of.plain_lines, LineCount, _rows)
+    return read_layout(storage, split, target, bounds, done, layout)
 
 
-@dataclass(slots=True)
-class _Line:
-    offset: int
-    data: bytes  # without a byte order mark
-    num_bytes: int  # in the file
-    overlong: bool
-
-    @property
-    def is_blank(self) -> bool:
-        return not self.data or self.data.isspace()
-
-
-class _LineCount:
-    """Lines that are not blank, counted from the bytes: knows nothing of how lines are read."""
-
-    def __init__(self) -> None:
-        self._pending = bytearray()
-        self._total = 0
-
-    def add(self, line: bytes) -> None:
-        self._pending += line
-        if len(self._pending) >= _COUNT_BYTES:
-            self._flush()
-
-    def total(self) -> int:
-        self._flush()
-        return self._total
-
-    def _flush(self) -> None:
-        values = np.frombuffer(bytes(self._pending), np.uint8)
-        self._pending.clear()
-        if not len(values):
-            return
-        starts = np.concatenate([[0], np.flatnonzero(values == 0x0A) + 1])
-        starts = starts[starts < len(values)]
-        blank = (values == 0x20) | (values - np.uint8(9) < 5)  # space, and \t to \r
-        self._total += len(starts) - int(np.logical_and.reduceat(blank, starts).sum())
-
-
-@dataclass(slots=True)
-class _Piece:
-    """Lines [begin, end) that become one split; `lines` without the blank ones."""
-
-    begin: int
-    end: int
-    lines: list[_Line] = field(default_factory=list)
-    count: _LineCount = field(default_factory=_LineCount)
-    last: bool | None = False
-    error: str | None = None
-
-    def add(self, line: _Line) -> None:
-        self.end = line.offset + line.num_bytes
-        self.count.add(line.data)
-        if not line.is_blank:
-            self.lines.append(line)
-
-    def fits(self, line: _Line, split: Split, bounds: SplitBounds) -> bool:
-        if self.end == self.begin:
-            return True
-        end = line.offset + line.num_bytes
-        if split.end is not None:
-            end = min(end, split.end)  # else a range would leave its final line, which runs past it, for a piece
-        return len(self.lines) < bounds.num_rows and end - self.begin <= bounds.max_bytes
-
-
-def _pieces(storage: Storage, split: Split, bounds: SplitBounds) -> Iterator[_Piece]:
-    piece = _Piece(split.begin, split.begin)
-    # What a decoder asks for comes in small reads.
-    with open_source(storage, split.file, buffered=split.compression is not None) as source:
-        try:
-            reader, offset = _opened(source, split)
-            for line in _lines(reader, offset, split.end):
-                if line.offset != offset:
-                    raise _gap(split, offset)
-                offset += line.num_bytes
-                if not piece.fits(line, split, bounds):
-                    yield piece
-                    piece = _Piece(line.offset, line.offset)
-                piece.add(line)
-            if reader.peek(1) if split.end is None else offset < split.end:
-                raise _gap(split, offset)
-            piece.last = split.end is None or split.last
-            piece.end = piece.end if split.end is None else split.end
-        except UndecodableError as error:
-            piece.error, piece.last = str(error), True
-    yield piece  # only now: on leaving, the file was seen to be unchanged
-
-
-def _gap(split: Split, offset: int) -> VecmillError:
-    # The count of newlines speaks of the bytes that were cut into lines; this proves that those are all.
-    return VecmillError(f"{split.file.uri} was not read without a gap: one begins at byte {offset}. This is a bug.")
-
-
-def _opened(source: Source, split: Split) -> tuple[io.BufferedReader, int]:
-    """A reader that stands before the range's first line, and the offset of that."""
-    if split.compression is not None:
-        if split.file.size == 0:
-            raise UndecodableError(f"0 bytes are no .{split.compression} file")
-        return open_text(source, split.compression), 0
-    assert split.end is not None
-    start = max(split.begin - 1, 0)
-    source.seek(start)
-    reader = open_text(source, None, split.end - start)
-    return reader, start + (_skip_line(reader, split.end - start) if split.begin > 0 else 0)
-
-
-def _lines(reader: io.BufferedReader, offset: int, end: int | None) -> Iterator[_Line]:
-    """Lines from the reader's position, `offset`, on; those that begin before `end`."""
-    while end is None or offset < end:
-        data = reader.readline(MAX_LINE_BYTES)
-        if not data:
-            return
-        num_bytes = len(data)
-        overlong = num_bytes == MAX_LINE_BYTES and not data.endswith(b"\n")
-        if overlong:
-            num_bytes += _skip_line(reader, None)
-            data = (data[: 2**10].strip() or b"?") + b"\n"
-        if offset == 0:
-            data = data.removeprefix(BOM)
-        yield _Line(offset, data, num_bytes, overlong)
-        offset += num_bytes
-
-
-def _skip_line(reader: io.BufferedReader, limit: int | None) -> int:
-    """Skip through the first newline; stop at `limit` bytes or the end. How many were skipped."""
-    num_bytes = 0
-    while limit is None or num_bytes < limit:
-        part = reader.readline(2**20 if limit is None else min(2**20, limit - num_bytes))
-        num_bytes += len(part)
-        if not part or part.endswith(b"\n"):
-            break
-    return num_bytes
-
-
-def _made(piece: _Piece, split: Split, target: Target) -> ReadSplit:
-    made, quarantine = [target.schema.empty_table()], [QUARANTINE_SCHEMA.empty_table()]
-    for lines in _batches(piece.lines):
-        documents, bad = make_documents(_rows(lines, target), target)
-        made.append(documents)
-        quarantine.append(bad)
-    num_documents = sum(table.num_rows for table in (*made, *quarantine))
-    if piece.error is not None:
-        quarantine.append(quarantined_file(target.file_uri, piece.error))
-    counted = piece.count.total() if piece.error is None else None
-    return ReadSplit(split, pa.concat_tables(made), pa.concat_tables(quarantine), num_documents, counted)
-
-
-def _batches(lines: list[_Line]) -> Iterator[list[_Line]]:
-    batch: list[_Line] = []
-    num_bytes = 0
-    for line in lines:
-        if batch and (len(batch) == _BATCH_LINES or num_bytes + len(line.data) > _BATCH_BYTES):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(line)
-        num_bytes += len(line.data)
-    if batch:
-        yield batch
-
-
-def _rows(lines: list[_Line], target: Target) -> Rows:
-    rows = Rows(np.array([line.offset for line in lines], np.int64), {}, None, [], {}, [line.data for line in lines])
+def _rows(lines: Sequence[Line], target: Target) -> Rows:
+    faults: Faults = {}
     objects: list[dict[str, Any]] = []
     for position, line in enumerate(lines):
         value = _parsed(line)
         if isinstance(value, Fault):
-            rows.faults[position] = value
+            faults[position] = value
             objects.append({})
         else:
             objects.append(value)
-    for name in target.input.text_columns:
-        rows.text[name] = text_of_json([value.get(name) for value in objects], name, rows.faults)
-    if target.input.id is not None:
-        ids = [value.get(target.input.id) for value in objects]
-        rows.ids = ids_of_json(ids, target.input.id, rows.faults)
-    for kept in target.keep:
-        rows.keep.append(kept_of_json([value.get(kept.name) for value in objects], kept, rows.faults))
-    return rows
+    numbers = np.array([line.offset for line in lines], np.int64)
+    return rows_of_json(objects, numbers, target, faults, [line.data for line in lines])
 
 
-def _parsed(line: _Line) -> dict[str, Any] | Fault:
+def _parsed(line: Line) -> dict[str, Any] | Fault:
     """The object of a line. Messages quote nothing of it: quarantine holds no text unless asked to."""
-    if line.overlong:
-        return Fault("invalid_json", f"a line of {line.num_bytes} bytes; {MAX_LINE_BYTES} are the most")
+    if line.is_overlong:
+        return Fault("invalid_json", f"a line of {line.num_bytes} bytes; {lines_of.MAX_LINE_BYTES} are the most")
     try:
         value = json.loads(line.data.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:

@@ -13,32 +13,25 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import types
 
 from pipeline.config import SplitBounds
-from pipeline.errors import InputError
-from pipeline.read.columns import ids_of_arrow, kept_of_arrow, text_of_arrow
+from pipeline.read.batches import BATCH_ROWS, halved
 from pipeline.read.documents import (
     ReadSplit,
-    Rows,
     Target,
     make_documents,
     quarantined_file,
     undecodable_rows,
 )
+from pipeline.read.fields import check_names, rows_of_arrow
 from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.splits import Cut, Split, columns_read
+from pipeline.splits import Cut, Split
 from pipeline.splits.footers import Footer, footer_of
+from pipeline.splits.names import find_path
 from pipeline.splits.plan import cut_rows, rows_within
 from pipeline.splits.streams import REQUEST_BYTES, Source, UndecodableError, decoding, open_source
 from pipeline.uris import Storage
-
-# Rows made into documents at once, and decoded at once of a row group that is cut.
-_BATCH_ROWS = 1024
-# Unless one row is more: what is small in the file may be large in memory, and an Arrow string array ends at 2 GiB.
-_BATCH_BYTES = 64 * 2**20
 
 _Part = tuple[int, int, pa.Table | None, str]  # rows [begin, end), their table, why there is none
 
@@ -62,7 +55,7 @@ def read_parquet(
         return
     assert split.end is not None
     with open_source(storage, split.file) as source:
-        rows = _RowReader(source, columns_read(target.input), bounds)
+        rows = _RowReader(source, target, bounds)
         *before, final = rows.cut(split.begin, split.end)
         for begin, end in before:
             yield _read(rows, replace(split, begin=begin, end=end, last=False), target, done)
@@ -91,18 +84,21 @@ def _read(rows: _RowReader, split: Split, target: Target, done: Collection[Cut])
 class _RowReader:
     """Decodes rows of one file; asked for in order, it reads each row group once."""
 
-    def __init__(self, source: Source, columns: Sequence[str], bounds: SplitBounds) -> None:
-        self._source, self._columns, self._bounds = source, columns, bounds
+    def __init__(self, source: Source, target: Target, bounds: SplitBounds) -> None:
+        self._source, self._bounds = source, bounds
+        self._columns: list[str] = []
         try:
             with decoding(source):
                 self._metadata = pq.read_metadata(pa.PythonFile(source, mode="r"))
-                self._footer = footer_of(self._metadata, columns)
+                self._footer = footer_of(self._metadata, target.input.columns)
+                schema = self._metadata.schema.to_arrow_schema()
         except UndecodableError as error:  # planning read this footer: it is decodable or another reader's
             self._footer = Footer(error=str(error))
             return
-        missing = [name for name in columns if name not in self._footer.names]
-        if missing:
-            raise InputError(f"no column {missing[0]} in {source.uri}; there are: {', '.join(self._footer.names)}")
+        check_names(target, schema, source.uri)
+        paths = [find_path(schema, name) for name in target.input.columns]
+        # Without any column a batch would have no rows.
+        self._columns = [".".join(path) for path in paths if path is not None] or schema.names[:1]
         self._edges = [0, *accumulate(self._footer.group_rows)]
         self._stream: _GroupStream | None = None
 
@@ -156,7 +152,7 @@ class _RowReader:
 
     def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
         footer = self._footer
-        batch_rows = min(_BATCH_ROWS, rows_within(footer.group_rows[group], footer.group_bytes[group], self._bounds))
+        batch_rows = min(BATCH_ROWS, rows_within(footer.group_rows[group], footer.group_bytes[group], self._bounds))
         # A group may be far larger than a split: its column chunks pass through a buffer, not memory.
         parquet = pq.ParquetFile(
             pa.PythonFile(self._source, mode="r"),
@@ -205,35 +201,8 @@ class _GroupStream:
 
 
 def _documents(table: pa.Table, begin: int, target: Target) -> Iterator[tuple[pa.Table, pa.Table]]:
-    for large in table.to_batches(max_chunksize=_BATCH_ROWS):
-        for batch in _halved(large):
-            yield make_documents(_rows(batch, begin, target), target)
+    for large in table.to_batches():
+        for batch in halved(large):
+            numbers = np.arange(begin, begin + batch.num_rows)
+            yield make_documents(rows_of_arrow(batch, numbers, target, {}), target)
             begin += batch.num_rows
-
-
-def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch in parts that take up to `_BATCH_BYTES` once they are decoded, or are one row."""
-    if batch.num_rows > 1 and sum(_num_bytes(column) for column in batch.columns) > _BATCH_BYTES:
-        half = batch.num_rows // 2
-        yield from _halved(batch.slice(0, half))
-        yield from _halved(batch.slice(half))
-    else:
-        yield batch
-
-
-def _num_bytes(column: pa.Array) -> int:
-    if not types.is_dictionary(column.type):
-        return int(column.nbytes)
-    # A string that the file holds once may be that of every row. Parquet has dictionaries of strings and binary only.
-    return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
-
-
-def _rows(batch: pa.RecordBatch, begin: int, target: Target) -> Rows:
-    rows = Rows(np.arange(begin, begin + batch.num_rows), {}, None, [], {})
-    for name in target.input.text_columns:
-        rows.text[name] = text_of_arrow(batch.column(name), name, rows.faults)
-    if target.input.id is not None:
-        rows.ids = ids_of_arrow(batch.column(target.input.id), target.input.id, rows.faults)
-    for field in target.keep:
-        rows.keep.append(kept_of_arrow(batch.column(field.name), field, rows.faults))
-    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -31,16 +32,17 @@ class StoreIdentity(BaseModel):
     created_at: str
 
 
-def check_store(storage: Storage, input_root: str) -> bool:
+def check_store(storage: Storage, input_root: str, read_uris: Sequence[str] = ()) -> bool:
     """Whether there is a store; what `open_store` would refuse is refused, without making one.
 
     Raises:
         StoreError: as `open_store`.
     """
     storage.check_store()
-    _refuse_nesting(storage.uri, redact_uri(input_root))
+    for uri in read_uris or (input_root,):
+        _refuse_nesting(storage.uri, redact_uri(uri))
     if _read(storage) is not None:
-        open_store(storage, input_root, create=False)
+        open_store(storage, input_root, read_uris, create=False)
         return True
     try:
         storage.list("snapshots")
@@ -49,12 +51,15 @@ def check_store(storage: Storage, input_root: str) -> bool:
     return False
 
 
-def open_store(storage: Storage, input_root: str | None, *, create: bool) -> StoreIdentity:
+def open_store(
+    storage: Storage, input_root: str | None, read_uris: Sequence[str] = (), *, create: bool
+) -> StoreIdentity:
     """The identity of the store, made if `create` and there is none.
 
     Args:
         storage: rooted at the store.
         input_root: the normalized URI of the corpus (of a single file: the file's own); None: any.
+        read_uris: what is looked into below it, which the store must not lie in; none: all of it.
         create: whether a store may be made; needs `input_root`.
 
     Raises:
@@ -63,7 +68,8 @@ def open_store(storage: Storage, input_root: str | None, *, create: bool) -> Sto
     storage.check_store()
     root = None if input_root is None else redact_uri(input_root)
     if root is not None:
-        _refuse_nesting(storage.uri, root)
+        for uri in read_uris or (root,):
+            _refuse_nesting(storage.uri, redact_uri(uri))
     identity = _read(storage)
     if identity is None:
         if not create or root is None:

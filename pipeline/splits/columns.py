@@ -1,16 +1,17 @@
 """Columns are checked before any work: those that the config names must be there, and of use.
 
-Kept columns get their types here, once for the whole corpus: of Parquet the files' own, of JSONL
-what most of the first lines hold. They are types that Parquet gives back as they are, since the
-next run takes them from a shard. A type is taken only once: given the types of the snapshot before,
-new files are read into those, and lines are not looked at.
+Kept columns get their types here, once for the whole corpus: of Parquet and Arrow the files' own, of
+JSONL what most of the first lines hold, of paths what all of them allow; CSV and plain text have
+nothing but text, which is read into the type that others have. They are types that Parquet gives
+back as they are, since the next run takes them from a shard. A type is taken only once: given the
+types of the snapshot before, new files are read into those, and lines are not looked at.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,14 +21,18 @@ from pyarrow import types
 
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import InputError
+from pipeline.splits.batches import open_arrow
+from pipeline.splits.delimited import Dialect, csv_rows, open_csv
 from pipeline.splits.files import InputFile, file_format
-from pipeline.splits.footers import Footer, read_footer
+from pipeline.splits.footers import Footer, read_footer, types_found
+from pipeline.splits.names import MISSING, partition_type, partitions, value_at
 from pipeline.splits.plan import Split, plan_file, plan_parquet
 from pipeline.splits.streams import UndecodableError, open_source, open_text
 from pipeline.uris import Storage
 
 _SAMPLE_BYTES = 2**20
 _MAX_SAMPLED_FILES = 16
+_HEADER_BYTES = 2**16
 _MAX_LINE_BYTES = 2**30  # what the reader takes for a line
 # Footers are small requests: what counts is how many are under way.
 _NUM_THREADS = 16
@@ -40,32 +45,28 @@ def plan_files(
     bounds: SplitBounds,
     known: pa.Schema | None = None,
 ) -> tuple[list[Split], pa.Schema]:
-    """`plan_file` of all files and `check_columns`, opening each Parquet file once.
+    """`plan_file` of all files and `check_columns`, opening each file once at most.
 
     Returns the splits in the order of the files, and the kept columns. Errors as those two.
 
     Args:
         known: as `check_columns`.
     """
-    columns = columns_read(input)
-    parquet = [file for file in files if _is_parquet(file, input)]
+    headed = [file for file in files if _kind(file, input) != "jsonl"]
     planned: dict[str, list[Split]] = {}
     types_seen = _TypesSeen(input, known)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for file, footer in zip(parquet, pool.map(lambda f: read_footer(storage, f, columns), parquet), strict=True):
+        for file, footer in zip(headed, pool.map(lambda f: _head(storage, f, input), headed), strict=True):
             types_seen.add_footer(file, footer)
-            planned[file.uri] = plan_parquet(file, footer, bounds)
+            if _kind(file, input) == "parquet":
+                planned[file.uri] = plan_parquet(file, footer, bounds)
     if known is None:
-        _sample_jsonl(storage, [file for file in files if not _is_parquet(file, input)], types_seen)
+        _sample_jsonl(storage, [file for file in files if _kind(file, input) == "jsonl"], types_seen)
+    types_seen.add_paths(files)
     for file in files:
         if file.uri not in planned:
             planned[file.uri] = plan_file(storage, file, bounds, input.format)
     return [split for file in files for split in planned[file.uri]], types_seen.schema()
-
-
-def columns_read(input: Input) -> tuple[str, ...]:
-    """The columns that the config names: only those are read, and count as size."""
-    return tuple(dict.fromkeys([*input.text_columns, *([input.id] if input.id else []), *input.keep]))
 
 
 def check_columns(
@@ -73,8 +74,8 @@ def check_columns(
 ) -> pa.Schema:
     """The kept columns with their types, all columns that the config names having been found.
 
-    Of Parquet each file's footer is read, of JSONL up to 1 MiB of the first file with lines. Files
-    that cannot be read are passed over: the reader quarantines them.
+    Of Parquet each file's footer is read, of Arrow its schema, of CSV its header, of JSONL up to 1 MiB
+    of the first file with lines. Files that cannot be read are passed over: the reader quarantines them.
 
     Args:
         known: the kept columns of the snapshot before, none of them maybe; their types stay if new
@@ -97,6 +98,7 @@ class _TypesSeen:
         self._seen: dict[str, tuple[pa.DataType, str]] = {}
         for field in known if known is not None else ():
             self._seen[field.name] = (field.type, "the snapshot before")
+        self.own: set[str] = set()  # kept columns that some file has itself
 
     def has(self, name: str) -> bool:
         return name in self._seen
@@ -109,7 +111,7 @@ class _TypesSeen:
     def add_footer(self, file: InputFile, footer: Footer) -> None:
         if footer.error is not None:
             return
-        _require(self.input, file.uri, footer.names)
+        _require(self.input, file.uri, footer.names, [name for name, _ in footer.types])
         for name, type in footer.types:
             plain = _plain(type)
             if name in self.input.text_columns and types.is_nested(plain):
@@ -117,7 +119,9 @@ class _TypesSeen:
             if name == self.input.id and not (types.is_string(plain) or types.is_integer(plain)):
                 raise InputError(f"input.id: {name} in {file.uri} is {type}; an id is a string or a whole number")
             if name in self.input.keep:
-                self.add(name, plain, file.uri)
+                self.own.add(name)
+                if footer.is_typed:
+                    self.add(name, plain, file.uri)
 
     def add(self, name: str, type: pa.DataType, uri: str) -> None:
         if types.is_null(type):
@@ -127,6 +131,20 @@ class _TypesSeen:
         if together is None:
             raise InputError(f"input.keep: {name} is {before} in {before_uri} and {type} in {uri}; make them one type")
         self._seen[name] = (together, before_uri if together == before else uri)
+
+    def add_paths(self, files: Sequence[InputFile]) -> None:
+        """Kept columns that paths hold and no file: strings hold whatever there is, whole numbers what is one."""
+        for name in self.input.keep:
+            if name in self.own:
+                continue
+            found = {partitions(file.uri)[name]: file.uri for file in files if name in partitions(file.uri)}
+            kinds = {partition_type(value): uri for value, uri in found.items()}
+            before = self._seen.get(name, (pa.null(), ""))[0]
+            if pa.string() in kinds and not types.is_integer(before):
+                kinds = {pa.string(): kinds[pa.string()]}
+            if not types.is_string(before):
+                for type, uri in kinds.items():
+                    self.add(name, type, uri)
 
 
 def canonical(name: str, type: pa.DataType) -> pa.DataType:
@@ -141,16 +159,46 @@ def canonical(name: str, type: pa.DataType) -> pa.DataType:
     return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata().field(0).type
 
 
-def _is_parquet(file: InputFile, input: Input) -> bool:
+def _kind(file: InputFile, input: Input) -> str | None:
     found = file_format(file.uri, input.format)
-    return found is not None and found[0] == "parquet"
+    return found and found[0]
 
 
-def _require(input: Input, uri: str, present: Sequence[str]) -> None:
+def _head(storage: Storage, file: InputFile, input: Input) -> Footer:
+    """What a file of any format but JSONL says of its columns."""
+    found = file_format(file.uri, input.format)
+    assert found is not None
+    kind, compression = found
+    if kind == "parquet":
+        return read_footer(storage, file, input.columns)
+    if kind in ("text", "lines"):
+        return _text_columns(["text"], input)
+    with open_source(storage, file) as source:
+        try:
+            if kind == "arrow":
+                schema = open_arrow(source).schema
+                return Footer(tuple(schema.names), types_found(schema, input.columns))
+            reader = open_csv(source, compression, input.csv, min(file.size, _HEADER_BYTES))
+            header = next((row for row in csv_rows(reader, Dialect.of(kind, input.csv)) if not row.is_blank), None)
+        except UndecodableError as error:
+            return Footer(error=str(error))
+    if header is None or header.values is None or not header.is_utf8:
+        return Footer(error="no header")
+    return _text_columns(header.values, input)
+
+
+def _text_columns(names: Sequence[str], input: Input) -> Footer:
+    """Of a format that has no types."""
+    return Footer(tuple(names), tuple((name, pa.string()) for name in input.columns if name in names), is_typed=False)
+
+
+def _require(input: Input, uri: str, present: Sequence[str], found: Collection[str]) -> None:
+    """Refuse a file that lacks what the config names; `found` are those names that its own columns satisfy."""
     for key, names in (("text", input.text_columns), ("id", (input.id,)), ("keep", input.keep)):
         for name in names:
-            if name is not None and name not in present:
-                shown = ", ".join(present[:50]) + (", ..." if len(present) > 50 else "")
+            if name is not None and name not in found and name not in present and name not in partitions(uri):
+                there = list(dict.fromkeys([*present, *partitions(uri)]))
+                shown = ", ".join(there[:50]) + (", ..." if len(there) > 50 else "")
                 raise InputError(f"input.{key}: no column {name} in {uri}; there are: {shown or 'none'}")
             if name is not None and present.count(name) > 1:
                 raise InputError(f"input.{key}: {uri} has more than one column {name}")
@@ -185,10 +233,14 @@ def _sample_jsonl(storage: Storage, files: Sequence[InputFile], seen: _TypesSeen
         num_lines += len(lines)
         objects = [value for line in lines if isinstance(value := _parsed(line), dict)]
         if objects:
-            _require(seen.input, file.uri, list(dict.fromkeys(name for value in objects for name in value)))
+            values = {name: [_value(value, name) for value in objects] for name in seen.input.columns}
+            found = [name for name in values if any(value is not MISSING for value in values[name])]
+            _require(seen.input, file.uri, list(dict.fromkeys(name for value in objects for name in value)), found)
             for name in seen.input.keep:
-                if not seen.has(name):
-                    seen.add(name, _json_type(name, file.uri, [value.get(name) for value in objects]), file.uri)
+                if name in found and not seen.has(name):
+                    there = [value for value in values[name] if value is not MISSING]
+                    seen.add(name, _json_type(name, file.uri, there), file.uri)
+            seen.own.update(name for name in seen.input.keep if name in found)
             return
     if num_lines:
         raise InputError(f"no line of {files[0].uri} is a JSON object, nor of the files after it; is it JSONL?")
@@ -218,6 +270,13 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
+
+
+def _value(value: dict[str, Any], name: str) -> Any:
+    try:
+        return value_at(value, name)
+    except TypeError:  # the reader quarantines the line
+        return MISSING
 
 
 def _json_type(name: str, uri: str, values: Iterable[Any]) -> pa.DataType:

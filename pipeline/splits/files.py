@@ -13,20 +13,33 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
-from pipeline.errors import ChangedError, InputError, NotSupportedError
-from pipeline.uris import ObjectInfo, Storage
+from pipeline.errors import ChangedError, InputError
+from pipeline.uris import InputEntry, ObjectInfo, Storage
 
 log = logging.getLogger(__name__)
 
-Format = Literal["parquet", "jsonl"]
-Compression = Literal["gz", "zst"]
+Format = Literal["parquet", "jsonl", "csv", "tsv", "text", "lines", "arrow"]
+Compression = Literal["gz", "zst", "bz2", "xz"]
 
-_FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
-# Formats to come. To skip them silently would publish a part of the corpus as the whole.
-_LATER = (".csv", ".tsv", ".txt", ".bz2", ".xz", ".arrow")
+_FORMATS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
+# They have compression of their own, within.
+_NEVER_COMPRESSED: tuple[Format, ...] = ("parquet", "arrow")
+_READ = ".parquet, .jsonl, .csv, .tsv, .txt or .arrow"
+# What Hugging Face's save_to_disk writes beside the data.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 SETTLED_S = 2.0
 """A weak identity counts only once it has stood this long."""
@@ -62,27 +75,20 @@ class InputFile:
 def file_format(uri: str, format: str | None) -> tuple[Format, Compression | None] | None:
     """Format and compression by suffix; `format` of the config overrides the former.
 
-    None: the suffix says nothing Vecmill reads.
-
-    Raises:
-        NotSupportedError: a format that is to come.
+    None: the suffix says nothing Vecmill reads. `lines` is never told by a suffix: .txt is a document a file.
     """
     name = uri.lower()
     compression = next((_COMPRESSIONS[suffix] for suffix in _COMPRESSIONS if name.endswith(suffix)), None)
     stem = name.removesuffix(f".{compression}")
-    if format == "parquet":
-        return "parquet", None
-    if format == "jsonl":
-        return "jsonl", compression
-    found = next((_FORMATS[suffix] for suffix in _FORMATS if stem.endswith(suffix)), None)
-    if found == "jsonl":
-        return "jsonl", compression
-    if found == "parquet" and compression is None:
-        return "parquet", None
-    if stem.endswith(_LATER):
-        suffix = next(suffix for suffix in _LATER if stem.endswith(suffix))
-        raise NotSupportedError(f"{suffix} files: {uri}; .parquet, .jsonl, .jsonl.gz and .jsonl.zst are")
-    return None
+    found = cast(Format | None, format) or next((_FORMATS[each] for each in _FORMATS if stem.endswith(each)), None)
+    if found is None or (compression is not None and found in _NEVER_COMPRESSED):
+        return (found, None) if found is not None and format is not None else None
+    return found, compression
+
+
+def is_streamed(format: Format, compression: Compression | None) -> bool:
+    """Whether a file is planned as one range without a known end, which the reader cuts while it streams."""
+    return format in ("csv", "tsv", "arrow") or (compression is not None and format in ("jsonl", "lines"))
 
 
 @dataclass(frozen=True)
@@ -104,31 +110,49 @@ def list_input(storage: Storage, name: str | None, format: str | None, clock: Cl
 
     Raises:
         InputError: there is nothing to read, or a file's name is no UTF-8.
-        NotSupportedError: a file in a format that is to come.
         ChangedError: a file is being written all the while.
     """
-    if name is not None:
-        return _single(storage, name, format, clock or Clock())
-    listed = storage.list()
-    visible = [info for info in listed if not _hidden(info.name)]
-    chosen = [info for info in visible if file_format(info.name, format) is not None]
-    if not chosen:
-        raise InputError(_nothing(storage, listed, visible))
-    if len(chosen) < len(visible):
-        left = [info.name for info in visible if file_format(info.name, format) is None]
-        log.warning("%d files are neither .parquet nor .jsonl and are not read: %s", len(left), _some(left))
-    return sorted(_settled(storage, chosen, clock or Clock()), key=lambda file: file.uri)
+    folder, _, file = (name or "").rpartition("/")
+    return list_entries(storage, [InputEntry(storage.full_uri(name or ""), folder, file or None)], format, clock)
 
 
-def _single(storage: Storage, name: str, format: str | None, clock: Clock) -> list[InputFile]:
+def list_entries(
+    storage: Storage, entries: Sequence[InputEntry], format: str | None, clock: Clock | None = None
+) -> list[InputFile]:
+    """The files that any of the entries names, by URI, each once; arguments and errors as `list_input`."""
+    found: dict[str, ObjectInfo] = {}
+    left: list[str] = []
+    for entry in entries:
+        if entry.name is not None:
+            found[entry.file] = _single(storage, entry.file, format)
+            continue
+        listed = [info for info in storage.list(entry.folder) if entry.matches(info.name)]
+        visible = [info for info in listed if not _hidden(entry.within(info.name))]
+        chosen = [info for info in visible if file_format(info.name, format) is not None]
+        if not chosen:
+            raise InputError(_nothing(_shown(storage, entry), listed, visible))
+        found |= {info.name: info for info in chosen}
+        left += [info.name for info in visible if file_format(info.name, format) is None]
+    left = [name for name in left if name.rpartition("/")[2] not in _DESCRIPTIONS]
+    if left:
+        log.warning("%d files are not %s and are not read: %s", len(left), _READ, _some(left))
+    return sorted(_settled(storage, list(found.values()), clock or Clock()), key=lambda file: file.uri)
+
+
+def _shown(storage: Storage, entry: InputEntry) -> str:
+    folder = storage.full_uri(entry.folder)
+    return folder if entry.pattern is None else f"{folder.rstrip('/')}/{entry.pattern}"
+
+
+def _single(storage: Storage, name: str, format: str | None) -> ObjectInfo:
     uri = storage.full_uri(name)
     try:
         info = storage.stat(name)
     except FileNotFoundError:
         raise InputError(f"input not found: {uri}") from None
     if file_format(name, format) is None:
-        raise InputError(f"{uri} is neither .parquet nor .jsonl; input.format says what it is")
-    return _settled(storage, [info], clock)
+        raise InputError(f"{uri} is not {_READ}; input.format says what it is")
+    return info
 
 
 def _hidden(name: str) -> bool:
@@ -151,13 +175,13 @@ def _refuse_odd_name(storage: Storage, name: str) -> None:
         raise InputError(f"the name of an input file is not UTF-8: {uri}; rename it") from None
 
 
-def _nothing(storage: Storage, listed: Sequence[ObjectInfo], visible: Sequence[ObjectInfo]) -> str:
+def _nothing(uri: str, listed: Sequence[ObjectInfo], visible: Sequence[ObjectInfo]) -> str:
     if not listed:
-        return f"no files at {storage.uri}; input.uri is a folder or prefix of .parquet or .jsonl files, or one file"
+        return f"no files at {uri}; input.uri is a folder or prefix of {_READ} files, or one file"
     if not visible:
-        return f"only hidden files at {storage.uri}: {_some([info.name for info in listed])}"
+        return f"only hidden files at {uri}: {_some([info.name for info in listed])}"
     found = _some([info.name for info in visible])
-    return f"no .parquet or .jsonl in {len(visible)} files at {storage.uri}: {found}; input.format tells what they are"
+    return f"no {_READ} in {len(visible)} files at {uri}: {found}; input.format tells what they are"
 
 
 def _settled(storage: Storage, infos: Sequence[ObjectInfo], clock: Clock) -> list[InputFile]:

@@ -2,9 +2,15 @@
 
     Parquet            rows [begin, end): whole row groups packed up to the bounds, or one row group
                        that is over a bound by itself
-    plain JSONL        bytes [begin, end), equal parts; a document belongs to the range that holds
+    JSONL, lines       bytes [begin, end), equal parts; a document belongs to the range that holds
                        its first byte. Planned without a request
-    compressed JSONL   the whole file; offsets are those of decompressed bytes
+    those compressed   the whole file; offsets are those of decompressed bytes
+    CSV, TSV           the whole file, as where a row begins is known only from the beginning on;
+                       offsets are those of decompressed text in UTF-8
+    Arrow              the whole file, in rows
+    text               one row [0, 1)
+
+A derived id is `<uri>#<row or offset>`.
 
 Most ranges come out of the reader as they were planned. What a plan cannot know, or what only one
 pass can read, the reader cuts under the same bounds: lines, and rows of a large row group
@@ -15,13 +21,16 @@ resumed cuts alike. A file is done when its splits tile it from 0 to one that sa
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pipeline.config import SplitBounds
-from pipeline.splits.files import Compression, Format, InputFile, file_format
+from pipeline.config import Csv, Input, SplitBounds
+from pipeline.splits.batches import num_rows_up_to
+from pipeline.splits.delimited import Dialect, csv_rows, open_csv
+from pipeline.splits.files import Compression, Format, InputFile, file_format, is_streamed
 from pipeline.splits.footers import Footer, read_footer
 from pipeline.splits.streams import BOM, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
@@ -38,8 +47,8 @@ class Split:
     """A range of one file: as it is planned, or as the reader cut it, in which case it is one embedding shard.
 
     Attributes:
-        begin, end: rows (Parquet) or bytes (JSONL; compressed: decompressed bytes); end is None
-            for a compressed file, up to its end.
+        begin, end: rows (`in_rows`), else bytes of decompressed text; end is None for a file that is
+            cut while it streams, up to its end.
         last: whether the file ends here; None until it is known.
         row_begin, row_end: the same in rows, where the reader knows them.
         num_bytes: an estimate, for dispatching big splits first.
@@ -56,6 +65,11 @@ class Split:
     row_end: int | None = None
     num_bytes: int = 0
     unreadable: str | None = None
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether begin and end are rows; else they are bytes."""
+        return self.format in ("parquet", "arrow", "text")
 
     @property
     def split_id(self) -> str:
@@ -100,12 +114,14 @@ def plan_file(
     kind, compression = _format_of(file, format)
     if kind == "parquet":
         return plan_parquet(file, read_footer(storage, file, columns), bounds)
-    if compression is not None:
-        num_bytes = file.size * _ASSUMED_COMPRESSION
-        return [Split(file, "jsonl", compression, begin=0, end=None, last=None, num_bytes=num_bytes)]
+    num_bytes = file.size * (1 if compression is None else _ASSUMED_COMPRESSION)
+    if kind == "text":
+        return [Split(file, kind, compression, begin=0, end=1, last=True, num_bytes=num_bytes)]
+    if is_streamed(kind, compression):
+        return [Split(file, kind, compression, begin=0, end=None, last=None, num_bytes=num_bytes)]
     step = min(bounds.max_bytes, bounds.num_rows * _ASSUMED_LINE_BYTES)
     return [
-        Split(file, "jsonl", None, begin, end, last=end == file.size, num_bytes=end - begin)
+        Split(file, kind, None, begin, end, last=end == file.size, num_bytes=end - begin)
         for begin, end in _equal_parts(file.size, step) or [(0, 0)]
     ]
 
@@ -145,26 +161,28 @@ def limit_splits(
     files: Sequence[InputFile],
     bounds: SplitBounds,
     limit: int,
-    format: str | None = None,
-    columns: Collection[str] = (),
+    input: Input | None = None,
 ) -> list[Split]:
     """Splits over exactly the first `limit` documents, by URI (`--limit`).
 
     They are those of `plan_file`, up to the one that the limit ends early: a full run later takes
     over what was read. A file of which a part is left out has no split that is `last`, so that it
-    is not taken for done. Blank lines are no documents; quarantined ones are. Lines are counted by reading.
+    is not taken for done. Blank lines are no documents; quarantined ones are. Of all but Parquet documents
+    are counted by reading.
 
     Args:
-        format, columns: as `plan_file`.
+        input: of the config; None: format by suffix, all columns.
 
     Raises:
         EnvironmentFault: as `plan_file`.
     """
     chosen: list[Split] = []
+    format, columns = (input.format, input.columns) if input is not None else (None, ())
+    csv = input.csv if input is not None else Csv()
     for file in files:
         if limit <= 0:
             break
-        splits, num_documents = _limited(storage, file, plan_file(storage, file, bounds, format, columns), limit)
+        splits, num_documents = _limited(storage, plan_file(storage, file, bounds, format, columns), limit, csv)
         chosen += splits
         limit -= num_documents
     return chosen
@@ -173,7 +191,7 @@ def limit_splits(
 def _format_of(file: InputFile, format: str | None) -> tuple[Format, Compression | None]:
     found = file_format(file.uri, format)
     if found is None:
-        raise ValueError(f"{file.uri} is neither .parquet nor .jsonl, yet it was listed. This is a bug")
+        raise ValueError(f"{file.uri} is of no format that is read, yet it was listed. This is a bug")
     return found
 
 
@@ -212,13 +230,13 @@ def _equal_parts(size: int, step: int) -> list[tuple[int, int]]:
     return [(i * size // num_parts, (i + 1) * size // num_parts) for i in range(num_parts)]
 
 
-def _limited(storage: Storage, file: InputFile, planned: list[Split], limit: int) -> tuple[list[Split], int]:
+def _limited(storage: Storage, planned: list[Split], limit: int, csv: Csv) -> tuple[list[Split], int]:
     """The planned splits of a file up to its first `limit` documents, and how many those are."""
-    if planned[0].format == "parquet":
+    if planned[0].format in ("parquet", "text"):
         num_rows = planned[-1].end or 0
         num_documents, end, complete = min(limit, num_rows), limit, limit >= num_rows
     else:
-        num_documents, end, complete = _first_lines(storage, file, planned[0].compression, limit)
+        num_documents, end, complete = _first_rows(storage, planned[0], limit, csv)
     if num_documents < limit:
         return planned, num_documents
     kept = [split for split in planned if split.begin < end]
@@ -226,16 +244,35 @@ def _limited(storage: Storage, file: InputFile, planned: list[Split], limit: int
     return kept, num_documents
 
 
-def _first_lines(storage: Storage, file: InputFile, compression: str | None, limit: int) -> tuple[int, int, bool]:
-    """How many documents there are, up to `limit`, the offset after them, and whether the file ends there."""
+def _first_rows(storage: Storage, split: Split, limit: int, csv: Csv) -> tuple[int, int, bool]:
+    """How many documents a file has, up to `limit`, the row or offset after them, and whether it ends there."""
     num_documents = offset = 0
-    with open_source(storage, file, buffered=True) as source:
+    places: Iterator[tuple[bool, int]]
+    with open_source(storage, split.file, buffered=True) as source:
+        if split.format == "arrow":
+            num_rows, complete = num_rows_up_to(source, limit)
+            return num_rows, num_rows, complete
         try:
-            reader = open_text(source, compression)
-            while num_documents < limit and (line := reader.readline()):
-                num_documents += bool((line if offset else line.removeprefix(BOM)).strip())
-                offset += len(line)
-            return num_documents, offset, not reader.peek(1)
+            if split.format in ("csv", "tsv"):
+                num_documents = -1  # the header
+                reader = open_csv(source, split.compression, csv)
+                rows = csv_rows(reader, Dialect.of(split.format, csv))
+                places = ((not row.is_blank, row.num_bytes) for row in rows)
+            else:
+                reader = open_text(source, split.compression)
+                places = _lines(reader)
+            while num_documents < limit and (place := next(places, None)) is not None:
+                num_documents += place[0]
+                offset += place[1]
+            return max(0, num_documents), offset, not reader.peek(1)
         except UndecodableError:
             pass  # the reader quarantines the file; the lines before the fault count
-    return num_documents, offset, False
+    return max(0, num_documents), offset, False
+
+
+def _lines(reader: io.BufferedReader) -> Iterator[tuple[bool, int]]:
+    """Of each line whether it is a document, and its bytes."""
+    is_first = True
+    while line := reader.readline():
+        yield bool((line.removeprefix(BOM) if is_first else line).strip()), len(line)
+        is_first = False

@@ -1,7 +1,13 @@
 """URIs: list, read, put, conditional put. The only module that knows local from object storage.
 
-A `Storage` is a root (a local folder or an S3 prefix) and names below it, "/"-separated. It is
-cheap to make and to pickle; connections open at first use and are shared by all storages of a
+    _addresses   URIs taken apart
+    _inputs      lists and globs of what is read, and their one root
+    _local, _s3  a folder and a prefix, which also hold stores
+    _fsspec      any other scheme of fsspec, only to be read
+    _archives    what is in a zip or tar file at any of these
+
+A `Storage` is a root (a local folder, an S3 prefix, or another place to read from) and names below
+it, "/"-separated. It is cheap to make and to pickle; connections open at first use and are shared by all storages of a
 process that have the same options.
 
 Two things are promised because everything about commits stands on them:
@@ -25,25 +31,26 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.config import redact_uri
-from pipeline.errors import NotSupportedError, StoreError, UsageError
+from pipeline.errors import NotSupportedError, StoreError
+from pipeline.uris._addresses import ARCHIVES, Address
+from pipeline.uris._inputs import InputEntry, open_inputs
 from pipeline.uris._local import LocalFolder
 from pipeline.uris._objects import ObjectInfo, changed
 
-__all__ = ["ObjectInfo", "Storage", "split_input_uri"]
+__all__ = ["InputEntry", "ObjectInfo", "Storage", "open_inputs", "split_input_uri"]
 
 # One request each on object storage: large enough that a sequential reader waits seldom.
 _READ_BUFFER_BYTES = 8 * 2**20
 
 
 class _Root(Protocol):
-    """What a kind of storage does; `LocalFolder` and `S3Prefix` are the two."""
+    """What a kind of storage does; `LocalFolder` and `S3Prefix` do all of it, others only read."""
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def stat(self, name: str) -> ObjectInfo: ...
@@ -59,16 +66,19 @@ class Storage:
     """A root and the objects below it.
 
     Args:
-        uri: a local path, `file://...` or `s3://bucket/prefix`.
+        uri: a local path, `file://...` or `s3://bucket/prefix`; only to be read, any URI of a scheme that fsspec
+            has, or `zip://folder::` (`tar://`) and one of those.
         options: fsspec's storage options (for S3: key, secret, endpoint_url, ...); never shown.
 
     Raises:
-        NotSupportedError: another scheme.
+        NotSupportedError: no such scheme.
         UsageError: credentials in the URI.
     """
 
     def __init__(self, uri: str, options: Mapping[str, Any] | None = None) -> None:
-        self.uri = _normalize(uri)
+        self.address = Address.parse(uri)
+        self.uri = self.address.uri
+        _refuse_unknown(self.address)
         self._options = dict(options or {})
         self._opened: _Root | None = None
 
@@ -81,6 +91,14 @@ class Storage:
     def _root(self) -> _Root:
         if self._opened is None and self.is_local:
             self._opened = LocalFolder(self.uri)
+        elif self._opened is None and self.address.scheme in ARCHIVES:
+            from pipeline.uris._archives import Archive
+
+            self._opened = Archive(self.address, self._options)
+        elif self._opened is None and self.address.scheme != "s3":
+            from pipeline.uris._fsspec import FsspecFolder
+
+            self._opened = FsspecFolder(self.address, self._options)
         elif self._opened is None:
             from pipeline.uris._s3 import S3Prefix  # a second of imports that local stores do not need
 
@@ -95,14 +113,20 @@ class Storage:
 
     def full_uri(self, name: str) -> str:
         """The URI of an object, as other tools take it; a path if it is local."""
-        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        return self.address.below(name).uri if name else self.uri
 
     def check_store(self) -> None:
         """Refuse what cannot hold a store.
 
         Raises:
+            NotSupportedError: another place than a local folder or S3.
             StoreError: a local path that is a file.
         """
+        if self.address.scheme not in ("", "s3"):
+            raise NotSupportedError(
+                f"a store on {self.address.scheme}:// ({redact_uri(self.uri)}); local folders and s3:// are, since "
+                "elsewhere nothing is known of conditional puts"
+            )
         if self.is_local and os.path.exists(self.uri) and not os.path.isdir(self.uri):
             raise StoreError(f"store.uri is a file: {self.uri}; give a folder, which is made if it does not exist")
 
@@ -221,21 +245,20 @@ def split_input_uri(uri: str, options: Mapping[str, Any] | None = None) -> tuple
     What does not exist comes back as a root; listing it gives nothing.
     """
     storage = Storage(uri, options)
-    folder, _, name = storage.uri.rpartition("/")
-    if uri.endswith("/") or not name or folder.endswith(":/"):
+    folder, name = storage.address.split()
+    if uri.endswith("/") or not name:
         return storage, None
-    parent = Storage(folder or "/", options)
+    parent = Storage(folder.uri, options)
     is_file = os.path.isfile(storage.uri) if storage.is_local else parent.exists(name)
     return (parent, name) if is_file else (storage, None)
 
 
-def _normalize(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme == "file":
-        path = rest if separator else uri
-        return str(Path(os.path.abspath(os.path.expanduser(path))))
-    if scheme not in ("s3", "s3a"):
-        raise NotSupportedError(f"storage on {scheme}:// ({redact_uri(uri)}); local folders and s3:// are")
-    if redact_uri(uri) != uri:  # messages name URIs, and nothing would read the credentials in one
-        raise UsageError(f"credentials in a URI: {redact_uri(uri)}; give them as storage_options, beside the uri")
-    return f"s3://{rest.strip('/')}"
+def _refuse_unknown(address: Address) -> None:
+    if address.scheme in ("", "s3", *ARCHIVES):
+        return
+    from fsspec import available_protocols
+
+    if address.scheme not in available_protocols():
+        raise NotSupportedError(
+            f"storage on {address.scheme}:// ({redact_uri(address.uri)}); fsspec knows no such scheme"
+        )

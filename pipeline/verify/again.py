@@ -22,9 +22,8 @@ from pipeline.model import describe_model, fetch_model
 from pipeline.read import read_split
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.store import open_store
-from pipeline.splits import InputFile, Split, file_format, list_input
+from pipeline.splits import Corpus, InputFile, Split, file_format, is_streamed
 from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
-from pipeline.uris import Storage, split_input_uri
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoder
@@ -81,8 +80,9 @@ class _Again:
         from pipeline.encoder import Encoder  # torch: two seconds that a mistake in the config need not wait for
 
         self._snapshot, self._config = snapshot, config
-        self._source, name = split_input_uri(config.input.uri, config.input.storage_options)
-        open_store(snapshot.storage, self._source.full_uri(name) if name else self._source.uri, create=False)
+        corpus = Corpus.open(config.input)
+        self._source = corpus.source
+        open_store(snapshot.storage, corpus.root, corpus.read_uris, create=False)
         manifest = snapshot.manifest
         path = fetch_model(config.encoder, config.input.storage_options)
         model = describe_model(path, config.encoder)
@@ -93,7 +93,7 @@ class _Again:
                 f"{manifest.shard_fp} (rows), this config has {found[0]} and {found[1]}; give --deep the config that "
                 "embedded it"
             )
-        self._files = _listed(self._source, name, config)
+        self._files = _listed(corpus)
         self._tokenizer: SequenceTokenizer = load_tokenizer(path, model)
         # What every compute type is held against (promise 5), whichever made the shard.
         budget = config.encoder.token_budget
@@ -168,8 +168,9 @@ class _Again:
         kind = file_format(file.uri, config.input.format)
         assert kind is not None, "it was listed"
         format, compression = kind
-        begin, end, last = (0, None, None) if compression else (split["begin"], split["end"], split["last"])
-        planned = Split(file, format, compression, begin, end, last)
+        planned = Split(file, format, compression, split["begin"], split["end"], split["last"])
+        if is_streamed(format, compression):
+            planned = Split(file, format, compression, 0, None, None)
         for piece in read_split(self._source, planned, config.input, keep, config.splits):
             if piece.documents is not None:
                 yield piece.documents
@@ -177,8 +178,8 @@ class _Again:
                 return
 
 
-def _listed(source: Storage, name: str | None, config: Config) -> dict[str, InputFile]:
+def _listed(corpus: Corpus) -> dict[str, InputFile]:
     try:
-        return {file.uri: file for file in list_input(source, name, config.input.format)}
-    except (InputError, ChangedError, FileNotFoundError):
+        return {file.uri: file for file in corpus.list()}
+    except (InputError, ChangedError):
         return {}

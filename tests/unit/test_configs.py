@@ -20,7 +20,10 @@ SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name
 
 # Keys that no shipped config has reason to set; anything else in the model must be shown by one of them.
 NOT_SHOWN = {
-    "input.csv",
+    "input.csv.delimiter",
+    "input.csv.quote",
+    "input.csv.encoding",
+    "input.csv.multiline",
     "store.quarantine_text",
     "encoder.prompt",
     "encoder.query_prompt",

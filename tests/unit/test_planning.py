@@ -178,12 +178,12 @@ def test_what_an_older_cut_left_whole_is_not_done_again(tmp_path: Path, kind: in
 def test_a_limit_is_done_once_and_taken_over_by_a_full_run(tmp_path: Path, kind: int) -> None:
     storage, files = _corpus(tmp_path)
     bounds = _bounds(rows=10)
-    limited = limit_splits(storage, [files[kind]], bounds, 25, None, ["text"])
+    limited = limit_splits(storage, [files[kind]], bounds, 25, Input(uri="x"))
     part, _ = _run(storage, limited, bounds, [])
     assert len(part) == 3
     assert left_to_do(limited, KnownRecords(part)) == []
     assert KnownRecords(part).tiling(files[kind].file_id) is None
-    wider = limit_splits(storage, [files[kind]], bounds, 45, None, ["text"])
+    wider = limit_splits(storage, [files[kind]], bounds, 45, Input(uri="x"))
     more, num_done = _run(storage, wider, bounds, part)
     assert (len(more) - len(part), num_done) == (3, 2)
     full, num_done = _run(storage, plan_file(storage, files[kind], bounds, None, ["text"]), bounds, more)

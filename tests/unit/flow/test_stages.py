@@ -52,7 +52,7 @@ def make_context(folder: Path, model: Path, **store: Any) -> FlowContext:
         encoder_fp=description.fingerprint("{text}"),
         shard_fp="5" * 16,
         keep=KEEP,
-        input_storage=Storage(config.input.uri),
+        input_storage=Storage(config.input.uris[0]),
         store_storage=Storage(config.store.uri),
     )
 

@@ -42,7 +42,7 @@ def test_a_planned_split_takes_a_third_of_a_kilobyte(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "0.jsonl").write_text('{"text": "a"}\n')
     config = benchmark._config(str(tmp_path))
     files = benchmark._files(config, NUM_SPLITS)
-    planner = Planner(config, None, Storage(config.input.uri), "e" * 16, Storage(config.store.uri), None)
+    planner = Planner(config, None, Storage(config.input.uris[0]), "e" * 16, Storage(config.store.uri), None)
     tracemalloc.start()
     try:
         plan = planner.plan(files)

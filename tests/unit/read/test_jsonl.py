@@ -16,6 +16,7 @@ import pytest
 import zstandard
 
 import pipeline.read.jsonl as jsonl
+import pipeline.read.lines as lines_of
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import ChangedError, VecmillError
 from pipeline.read import ReadSplit, read_split
@@ -183,7 +184,7 @@ def test_a_stream_with_an_end_is_read_no_further(tmp_path: Path) -> None:
 
 
 def test_a_line_over_the_bound_is_quarantined_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(lines_of, "MAX_LINE_BYTES", 1000)
     content = b'{"text": "a"}\n{"text": "' + b"x" * 5000 + b'"}\n{"text": "b"}\n'
     for name, packed in (("a.jsonl", content), ("a.jsonl.gz", gzip.compress(content))):
         documents, [bad] = _read_one(tmp_path / name, packed)
@@ -256,14 +257,14 @@ def test_a_stream_is_read_no_further_than_its_pieces_are_asked_for(
     bounds = SplitBounds(max_rows=100)
     [split] = plan_file(storage, file, bounds, None)
     seen = []
-    plain_lines = jsonl._lines
+    plain_lines = lines_of.plain_lines
 
     def lines(*args: Any) -> Iterator[Any]:
         for line in plain_lines(*args):
             seen.append(line)
             yield line
 
-    monkeypatch.setattr(jsonl, "_lines", lines)
+    monkeypatch.setattr(lines_of, "plain_lines", lines)
     pieces = read_split(storage, split, Input(uri="x"), pa.schema([]), bounds)
     next(pieces)
     assert len(seen) == 101
@@ -293,7 +294,7 @@ def test_a_reader_that_loses_a_line_is_caught(
     """The count of newlines alone would agree with a reader that skipped bytes."""
     data = b"".join(b'{"text": "line %d"}\n' % number for number in range(20))
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    real = jsonl._lines
+    real = lines_of.plain_lines
 
     def lossy(reader: Any, offset: int, end: int | None) -> Any:
         for number, line in enumerate(real(reader, offset, end)):
@@ -302,6 +303,6 @@ def test_a_reader_that_loses_a_line_is_caught(
             if number != 7:
                 yield line
 
-    monkeypatch.setattr(jsonl, "_lines", lossy)
+    monkeypatch.setattr(lines_of, "plain_lines", lossy)
     with pytest.raises(VecmillError, match="gap"):
         _read(tmp_path / name)

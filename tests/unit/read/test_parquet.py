@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.read.batches as batches
 import pipeline.read.parquet as parquet
 import pipeline.splits.streams as streams
 from pipeline.config import Input, SplitBounds
@@ -203,7 +204,7 @@ def test_a_string_held_once_for_many_rows_is_decoded_a_few_rows_at_a_time(
     texts = ["a" * 1000, "b" * 1000, None] * 300
     table = pa.table({"body": pa.array(texts).dictionary_encode(), "n": range(900)})
     pq.write_table(table, tmp_path / "a.parquet")
-    monkeypatch.setattr(parquet, "_BATCH_BYTES", 20_000)
+    monkeypatch.setattr(batches, "_BATCH_BYTES", 20_000)
     keep = pa.schema([("body", pa.string()), ("n", pa.int64())])
     made = _read(tmp_path / "a.parquet", text="{body}", keep=keep)
     assert _column(made, "text") == _column(made, "body") == [text for text in texts if text]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ChangedError, InputError, NotSupportedError
+from pipeline.errors import ChangedError, InputError
 from pipeline.splits.files import Clock, InputFile, file_format, list_input
 from pipeline.uris import Storage
 
@@ -37,15 +37,38 @@ def test_other_files_are_left_alone_and_said_so(tmp_path: Path, caplog: pytest.L
     assert "README.md" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.txt", "a.jsonl.bz2", "a.jsonl.xz", "a.arrow"])
-def test_formats_to_come_are_refused_not_skipped(tmp_path: Path, name: str) -> None:
-    with pytest.raises(NotSupportedError, match=name):
-        list_input(_touch(tmp_path, "b.jsonl", name), None, None, LATER)
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.csv", ("csv", None)),
+        ("a.TSV.gz", ("tsv", "gz")),
+        ("a.txt", ("text", None)),
+        ("a.txt.xz", ("text", "xz")),
+        ("a.jsonl.bz2", ("jsonl", "bz2")),
+        ("a.ndjson.xz", ("jsonl", "xz")),
+        ("data-00000-of-00001.arrow", ("arrow", None)),
+        ("a.feather", ("arrow", None)),
+        ("a.arrow.gz", None),
+    ],
+)
+def test_a_suffix_tells_the_format(name: str, found: object) -> None:
+    assert file_format(name, None) == found
+
+
+def test_what_hugging_face_writes_beside_its_data_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["train/data-00000-of-00001.arrow", "train/state.json", "train/dataset_info.json", "dataset_dict.json"]
+    with caplog.at_level(logging.WARNING):
+        files = list_input(_touch(tmp_path, *names), None, None, LATER)
+    assert [file.uri for file in files] == names[:1]
+    assert not caplog.text
 
 
 def test_a_format_in_the_config_overrides_the_suffix() -> None:
     assert file_format("part-0000.gz", "jsonl") == ("jsonl", "gz")
     assert file_format("part-0000.txt", "jsonl") == ("jsonl", None)
+    assert file_format("part-0000.txt.bz2", "lines") == ("lines", "bz2")
     assert file_format("part-0000", "parquet") == ("parquet", None)
     assert file_format("part-0000", None) is None
     assert file_format("a.parquet.gz", None) is None

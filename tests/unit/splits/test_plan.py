@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import SplitBounds
+from pipeline.config import Input, SplitBounds
 from pipeline.errors import ChangedError
 from pipeline.splits import InputFile, Split, limit_splits, list_input, plan_file, split_id
 from pipeline.splits.files import Clock
@@ -187,7 +187,7 @@ def test_a_limit_leaves_the_ranges_before_it_as_they_are(tmp_path: Path) -> None
     bounds = _bounds(rows=10, num_bytes=300)
     for file, limit in ((files[0], 15), (files[1], 55)):
         full = plan_file(storage, file, bounds, None, ["text"])
-        limited = limit_splits(storage, [file], bounds, limit, None, ["text"])
+        limited = limit_splits(storage, [file], bounds, limit, Input(uri="x"))
         assert 1 < len(limited) < len(full)
         assert limited[:-1] == full[: len(limited) - 1]
 

@@ -296,8 +296,14 @@ def test_uris_are_normalized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Storage("s3://bucket/p/").uri == Storage("s3a://bucket/p").uri == "s3://bucket/p"
     assert Storage("x").is_local
     assert not Storage("s3://b").is_local
-    with pytest.raises(NotSupportedError, match="not supported yet: storage on gs://"):
-        Storage("gs://bucket/x")
+    with pytest.raises(NotSupportedError, match="not supported yet: storage on carrier-pigeon://"):
+        Storage("carrier-pigeon://bucket/x")
+
+
+def test_what_can_only_be_read_is_no_store() -> None:
+    for uri in ("gs://bucket/x", "memory://x", "https://host/x", "zip://x::s3://bucket/a.zip"):
+        with pytest.raises(NotSupportedError, match=r"a store on .*local folders and s3:// are"):
+            Storage(uri).check_store()
 
 
 def test_a_file_cannot_be_a_store(tmp_path: Path) -> None:
