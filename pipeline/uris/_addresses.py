@@ -54,6 +54,11 @@ class Address(NamedTuple):
             )
         if redact_uri(uri) != uri:  # messages name URIs, and nothing would read the credentials in one
             raise UsageError(f"credentials in a URI: {redact_uri(uri)}; give them as storage_options, beside the uri")
+        if scheme in _WEB and "?" in rest:
+            raise NotSupportedError(
+                f"query in {scheme}://{rest.partition('?')[0]}?...: it may be a secret, and stores tell what they are "
+                "of; give a URL without one, or copy the file to a folder or to s3://"
+            )
         if scheme in ("s3", "s3a", *_WEB):
             host, _, path = rest.partition("/")
             return cls(f"{'s3' if scheme == 's3a' else scheme}://{host}", path.strip("/"))

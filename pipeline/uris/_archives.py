@@ -12,7 +12,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 import pyarrow as pa
 
@@ -20,6 +20,11 @@ from pipeline.errors import InputError, NotSupportedError
 from pipeline.uris._addresses import Address
 from pipeline.uris._fsspec import CheckedReader
 from pipeline.uris._objects import ObjectInfo, changed
+
+if TYPE_CHECKING:
+    from pipeline.uris import Storage
+
+_BUFFER_BYTES = 2**20
 
 
 class Archive:
@@ -98,7 +103,7 @@ class Archive:
 class _Opened:
     """One archive as it was when it was opened; `members` are size and identity by path."""
 
-    def __init__(self, outer: Any, info: ObjectInfo, kind: str) -> None:
+    def __init__(self, outer: Storage, info: ObjectInfo, kind: str) -> None:
         self._outer, self.info = outer, info
         self._kind = kind
         uri = outer.full_uri(info.name)
@@ -121,8 +126,7 @@ class _Opened:
                     )
 
     def _read(self) -> zipfile.ZipFile | tarfile.TarFile:
-        # Never closed by name: members may outlive it, and close it with the last of them.
-        file = self._outer.open(self.info.name, expect=self.info)
+        file = cast(BinaryIO, io.BufferedReader(_Ranges(self._outer, self.info), _BUFFER_BYTES))
         return zipfile.ZipFile(file) if self._kind == "zip" else tarfile.open(fileobj=file)
 
     def open(self, path: str) -> Any:
@@ -137,3 +141,34 @@ class _Opened:
 
     def check(self) -> None:
         self._outer.check_unchanged(self.info.name, self.info)
+
+
+class _Ranges(io.RawIOBase):
+    """An archive as it was listed, a request a read: nothing stays open, so that members may be read when they may."""
+
+    def __init__(self, outer: Storage, info: ObjectInfo) -> None:
+        self._outer, self._info, self._position = outer, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + (0, self._position, self._info.size)[whence]
+        if position < 0:
+            raise OSError(f"before the beginning: {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._info.size)
+        data = self._outer.read_range(self._info.name, self._position, end, expect=self._info)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
