@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pipeline.config import Input
+from pipeline.config import Input, redact_uri
 from pipeline.errors import InputError
 from pipeline.splits.files import Clock, InputFile, list_entries
 from pipeline.uris import InputEntry, Storage, open_inputs
@@ -37,7 +37,8 @@ class Corpus:
         """
         source, entries = open_inputs(input.uris, input.storage_options)
         if len(entries) > 1:
-            log.info("document ids are relative to %s, which all %d entries of input.uri lie in", source, len(entries))
+            where = redact_uri(source.uri)
+            log.info("document ids are relative to %s, which all %d entries of input.uri lie in", where, len(entries))
         return cls(source, entries, input.format)
 
     @property

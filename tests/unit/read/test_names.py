@@ -48,7 +48,7 @@ def _read(root: Path, **input: Any) -> tuple[list[dict[str, Any]], list[dict[str
 
 # -- nested --------------------------------------------------------------------
 
-NESTED = [
+NESTED: list[dict[str, Any]] = [
     {"meta": {"title": "one", "id": "a", "by": {"name": "x"}}},
     {"meta": {"title": None, "id": "b", "by": {"name": "y"}}},
     {"meta": {"title": "three", "id": "c", "by": None}},
