@@ -9,9 +9,11 @@ A fate is one of
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,6 +198,19 @@ def _feather() -> bytes:
     return sink.getvalue()
 
 
+def _csv(name: str, end: str = "") -> bytes:
+    lines = [f'{row["id"]},"{row["text"]}{end}",{row["n"]}' for row in rows(name)]
+    return "".join(f"{line}\n" for line in ["id,text,n", *lines]).encode()
+
+
+def _stream(name: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows(name))
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=20)
+    return bytes(sink.getvalue())
+
+
 def _bad_crc() -> bytes:
     data = bytearray(gzip.compress(_lines("bad crc")))
     data[-8] ^= 0xFF
@@ -228,7 +243,25 @@ FILES = [
     BadFile("text as zstd", "text.jsonl.zst", lambda: b"this is text\n" * 50, _UNREADABLE),
     BadFile("an empty zstd file", "empty.jsonl.zst", lambda: b"", _UNREADABLE),
     BadFile("cut zstd", "cut.jsonl.zst", lambda: zstandard.compress(_lines("z"))[:-20], _UNREADABLE),
+    BadFile("text as bzip2", "text.jsonl.bz2", lambda: b"this is text\n" * 50, _UNREADABLE),
+    BadFile("text as xz", "text.csv.xz", lambda: b"id,text,n\n" * 50, _UNREADABLE),
+    BadFile("an empty xz file", "empty.csv.xz", lambda: b"", _UNREADABLE),
+    BadFile("text as Arrow", "text.arrow", lambda: b"this is text\n" * 50, _UNREADABLE),
+    BadFile("Parquet as Arrow", "parquet.arrow", lambda: _parquet("x"), _UNREADABLE),
+    BadFile("an empty Arrow file", "empty.arrow", lambda: b"", _UNREADABLE),
+    BadFile("Feather without its footer", "cut.feather", lambda: _feather()[:-50], _UNREADABLE),
+    BadFile("CSV whose header has no end", "header.csv", lambda: b'"id,text,n\n' + b"a,b,1\n" * 9, _UNREADABLE),
     # what comes before the fault is whole, and embedded
+    BadFile("a stream of Arrow that is cut", "cut.arrow", lambda: _stream("cut Arrow")[:-100],
+            Fate(40, is_unreadable=True)),
+    BadFile("a quote of CSV that is not closed", "quote.csv", lambda: _csv("quote") + b'q,"open,1\nr,more,2\n',
+            Fate(NUM_ROWS, is_unreadable=True)),
+    BadFile("cut xz", "cut.jsonl.xz", lambda: lzma.compress(_lines("cut xz", 3000))[:-200],
+            Fate(embedded=None, is_unreadable=True)),
+    BadFile("xz with other bytes behind it", "trailing.jsonl.xz", lambda: lzma.compress(_lines("xz")) + b"junk!",
+            Fate(NUM_ROWS, is_unreadable=True)),
+    BadFile("bzip2 with other bytes behind it", "trailing.jsonl.bz2", lambda: bz2.compress(_lines("bz")) + b"junk!",
+            Fate(NUM_ROWS, is_unreadable=True)),
     BadFile("cut gzip", "cut.jsonl.gz", lambda: gzip.compress(_lines("cut gzip", 3000))[:-200],
             Fate(embedded=None, is_unreadable=True)),
     BadFile("gzip with other bytes behind it", "trailing.jsonl.gz",
@@ -253,7 +286,20 @@ FILES = [
             Fate(0, {"invalid_utf8": 2})),
     BadFile("one JSON document over many lines", "pretty.jsonl",
             lambda: json.dumps(rows("pretty", 1), indent=1).encode(), Fate(0, {"invalid_json": 7})),
+    BadFile("rows of CSV that are none", "rows.csv",
+            lambda: _csv("rows of csv") + b'a,b\na,b,1,2\n"a" a,b,1\nx1,caf\xe9,1\nx2,,1\n,b,1\nx3,b,many\n',
+            Fate(NUM_ROWS, {"invalid_csv": 3, "invalid_utf8": 1, "empty_text": 1, "missing_id": 1, "wrong_type": 1})),
     # unusual, and read as it is
+    BadFile("CSV with newlines in its values", "newlines.csv", lambda: _csv("newlines", end="\nand\r\nmore"),
+            Fate(NUM_ROWS)),
+    BadFile("CSV of a header alone", "header only.csv", lambda: b"id,text,n\n", Fate()),
+    BadFile("CSV of nothing", "nothing.csv", lambda: b"", Fate()),
+    BadFile("a stream of Arrow", "stream.arrow", lambda: _stream("stream"), Fate(NUM_ROWS)),
+    BadFile("Feather", "feather.feather", _feather, Fate(NUM_ROWS)),
+    BadFile("several streams of xz", "streams.jsonl.xz",
+            lambda: lzma.compress(_lines("streams")) + lzma.compress(b"") + b"\0\0\0\0", Fate(NUM_ROWS)),
+    BadFile("several streams of bzip2", "streams.jsonl.bz2",
+            lambda: bz2.compress(_lines("streams b")) + bz2.compress(b""), Fate(NUM_ROWS)),
     BadFile("lines after a byte order mark", "bom.jsonl", lambda: b"\xef\xbb\xbf" + _lines("bom"), Fate(NUM_ROWS)),
     BadFile("lines that end as Windows has it", "crlf.jsonl", lambda: _lines("crlf").replace(b"\n", b"\r\n"),
             Fate(NUM_ROWS)),

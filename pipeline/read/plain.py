@@ -6,6 +6,7 @@ however many bytes it takes it is never cut, nor is an empty one nothing. Text i
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from pipeline.uris import Storage
 
 MAX_TEXT_BYTES = 2**30
 """A longer file is quarantined."""
+_BLOCK_BYTES = 2**20
 _SCHEMA = pa.schema([("text", pa.large_string())])
 
 
@@ -49,9 +51,7 @@ def read_text(
     with open_source(storage, split.file, buffered=split.compression is not None) as source:
         try:
             check_not_empty(split)
-            data = open_text(source, split.compression, split.file.size).read(MAX_TEXT_BYTES + 1)
-            if len(data) > MAX_TEXT_BYTES:
-                raise UndecodableError(f"a text of more than {MAX_TEXT_BYTES} bytes")
+            data = _whole(open_text(source, split.compression, split.file.size))
         except UndecodableError as fault:
             error = str(fault)
     if error:
@@ -60,6 +60,15 @@ def read_text(
     documents, bad = make_documents(_rows([(0, data.removeprefix(BOM))], target, {}), target)
     # A file is a document: that there is one was told by the listing.
     yield ReadSplit(made, documents, bad, documents.num_rows + bad.num_rows, 1)
+
+
+def _whole(reader: io.BufferedReader) -> bytes:
+    data = bytearray()
+    while block := reader.read(_BLOCK_BYTES):
+        data += block
+        if len(data) > MAX_TEXT_BYTES:
+            raise UndecodableError(f"a text of more than {MAX_TEXT_BYTES} bytes")
+    return bytes(data)
 
 
 def _rows_of_lines(lines: Sequence[Line], target: Target) -> Rows:

@@ -21,10 +21,8 @@ from pyarrow import types
 
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import InputError
-from pipeline.splits.batches import open_arrow
-from pipeline.splits.delimited import Dialect, csv_rows, open_csv
 from pipeline.splits.files import InputFile, file_format
-from pipeline.splits.footers import Footer, read_footer, types_found
+from pipeline.splits.footers import Footer, read_head
 from pipeline.splits.names import MISSING, partition_type, partitions, value_at
 from pipeline.splits.plan import Split, plan_file, plan_parquet
 from pipeline.splits.streams import UndecodableError, open_source, open_text
@@ -32,7 +30,6 @@ from pipeline.uris import Storage
 
 _SAMPLE_BYTES = 2**20
 _MAX_SAMPLED_FILES = 16
-_HEADER_BYTES = 2**16
 _MAX_LINE_BYTES = 2**30  # what the reader takes for a line
 # Footers are small requests: what counts is how many are under way.
 _NUM_THREADS = 16
@@ -56,7 +53,7 @@ def plan_files(
     planned: dict[str, list[Split]] = {}
     types_seen = _TypesSeen(input, known)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for file, footer in zip(headed, pool.map(lambda f: _head(storage, f, input), headed), strict=True):
+        for file, footer in zip(headed, pool.map(lambda f: read_head(storage, f, input), headed), strict=True):
             types_seen.add_footer(file, footer)
             if _kind(file, input) == "parquet":
                 planned[file.uri] = plan_parquet(file, footer, bounds)
@@ -162,34 +159,6 @@ def canonical(name: str, type: pa.DataType) -> pa.DataType:
 def _kind(file: InputFile, input: Input) -> str | None:
     found = file_format(file.uri, input.format)
     return found and found[0]
-
-
-def _head(storage: Storage, file: InputFile, input: Input) -> Footer:
-    """What a file of any format but JSONL says of its columns."""
-    found = file_format(file.uri, input.format)
-    assert found is not None
-    kind, compression = found
-    if kind == "parquet":
-        return read_footer(storage, file, input.columns)
-    if kind in ("text", "lines"):
-        return _text_columns(["text"], input)
-    with open_source(storage, file) as source:
-        try:
-            if kind == "arrow":
-                schema = open_arrow(source).schema
-                return Footer(tuple(schema.names), types_found(schema, input.columns))
-            reader = open_csv(source, compression, input.csv, min(file.size, _HEADER_BYTES))
-            header = next((row for row in csv_rows(reader, Dialect.of(kind, input.csv)) if not row.is_blank), None)
-        except UndecodableError as error:
-            return Footer(error=str(error))
-    if header is None or header.values is None or not header.is_utf8:
-        return Footer(error="no header")
-    return _text_columns(header.values, input)
-
-
-def _text_columns(names: Sequence[str], input: Input) -> Footer:
-    """Of a format that has no types."""
-    return Footer(tuple(names), tuple((name, pa.string()) for name in input.columns if name in names), is_typed=False)
 
 
 def _require(input: Input, uri: str, present: Sequence[str], found: Collection[str]) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.splits.files import InputFile
+from pipeline.config import Input
+from pipeline.splits.batches import open_arrow
+from pipeline.splits.delimited import Dialect, csv_rows, open_csv
+from pipeline.splits.files import InputFile, file_format
 from pipeline.splits.names import find_path, type_at
 from pipeline.splits.streams import UndecodableError, decoding, open_source
 from pipeline.uris import Storage
+
+# Of a CSV file, for its header.
+_HEADER_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,38 @@ def read_footer(storage: Storage, file: InputFile, columns: Collection[str] = ()
                 return footer_of(pq.read_metadata(pa.PythonFile(source, mode="r")), columns)
         except UndecodableError as error:
             return Footer(error=str(error))
+
+
+def read_head(storage: Storage, file: InputFile, input: Input) -> Footer:
+    """What a file of any format but JSONL says of its columns; of Parquet `read_footer`.
+
+    Raises:
+        EnvironmentFault: storage failed, or the file is another by now.
+    """
+    found = file_format(file.uri, input.format)
+    assert found is not None
+    kind, compression = found
+    if kind == "parquet":
+        return read_footer(storage, file, input.columns)
+    if kind in ("text", "lines"):
+        return _text_columns(["text"], input)
+    with open_source(storage, file) as source:
+        try:
+            if kind == "arrow":
+                schema = open_arrow(source).schema
+                return Footer(tuple(schema.names), types_found(schema, input.columns))
+            reader = open_csv(source, compression, input.csv, min(file.size, _HEADER_BYTES))
+            header = next((row for row in csv_rows(reader, Dialect.of(kind, input.csv)) if not row.is_blank), None)
+        except UndecodableError as error:
+            return Footer(error=str(error))
+    if header is None or header.values is None or not header.is_utf8:
+        return Footer(error="no header")
+    return _text_columns(header.values, input)
+
+
+def _text_columns(names: Sequence[str], input: Input) -> Footer:
+    """Of a format that has no types."""
+    return Footer(tuple(names), tuple((name, pa.string()) for name in input.columns if name in names), is_typed=False)
 
 
 def footer_of(metadata: pq.FileMetaData, columns: Collection[str] = ()) -> Footer:

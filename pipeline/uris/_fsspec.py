@@ -171,7 +171,10 @@ def _filesystem(address: Address, options: Mapping[str, Any]) -> Any:
 
     scheme = address.scheme
     try:
-        return fsspec.filesystem(scheme, **{**options, "use_listings_cache": False, "skip_instance_cache": True})
+        kind = fsspec.get_filesystem_class(scheme)
+        # Of some, such as sftp, the host in the URI is an option.
+        given = {**kind._get_kwargs_from_urls(address.uri), **options}
+        return kind(**{**given, "use_listings_cache": False, "skip_instance_cache": True})
     except ImportError as error:
         raise UsageError(f"{scheme}:// needs another package: {error}") from None
     except (TypeError, ValueError) as error:

@@ -263,3 +263,34 @@ def splits_table(num_documents: int, num_quarantined: int) -> pa.Table:
     table = splits(carried=num_documents)
     at = table.schema.get_field_index("num_quarantined")
     return table.set_column(at, table.schema.field(at), pa.array([num_quarantined], pa.int64()))
+
+
+def test_what_may_still_come_of_other_formats() -> None:
+    """A text is one document, a row of CSV or a line takes two bytes; of what streams without a bound nobody knows."""
+    bad = make_record("bad.jsonl", end=100, num_quarantined=20)
+    for format, compression, input, most in (
+        ("text", None, Input(uri="x"), 1),
+        ("lines", None, Input(uri="x"), 50),
+        ("csv", None, Input(uri="x"), 50),
+        ("csv", None, Input.model_validate({"uri": "x", "csv": {"encoding": "cp1252"}}), None),
+        ("csv", "bz2", Input(uri="x"), None),
+        ("jsonl", "xz", Input(uri="x"), None),
+        ("arrow", None, Input(uri="x"), None),
+    ):
+        end, last = {"text": (1, True), "lines": (100, True)}.get(format, (None, None))
+        file = InputFile("a", 100, "x", "etag")
+        planned = Split(file, format, compression, 0, end, last)  # type: ignore[arg-type]
+        watch = LimitWatch(Limits(), Totals(), [planned], input)
+        watch.add(bad)
+        if most is None:
+            watch.check()
+            continue
+        with pytest.raises(LimitError, match=f"at most {most} are still to come"):
+            watch.check()
+
+
+def test_a_line_may_be_shorter_where_names_are_nested_or_stand_in_its_path() -> None:
+    from pipeline.limits import _least_line_bytes
+
+    assert _least_line_bytes(Input(uri="in", text="{meta.title}", id="meta.id")) <= len('{"meta":{"title":1,"id":2}}\n')
+    assert _least_line_bytes(Input(uri="in", text="{lang}"), {"lang": "de"}) == len("{}\n")
