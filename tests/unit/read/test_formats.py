@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.read import ReadSplit, read_split
 from pipeline.splits import check_columns, limit_splits, list_input, plan_file
 from pipeline.splits.files import Clock
+from pipeline.splits.streams import UndecodableError
 from pipeline.uris import Storage
 from tests.formats import COMPRESS, delimited_bytes, file_bytes, jsonl_bytes, parquet_bytes, stream_bytes
 
@@ -254,12 +256,25 @@ def test_a_quote_that_is_not_closed_ends_the_file_there_and_loses_nothing_silent
     assert [row["text"] for row in documents(made)] == ["one", '"two', "three", "four"]
 
 
-def test_a_quote_that_is_not_closed_holds_no_more_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quote_that_is_not_closed_holds_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 1000)
-    (tmp_path / "a.csv").write_bytes(b'id,text\na,one\nb,"two\n' + b"c,three\n" * 1000)
-    made = read(tmp_path / "a.csv")
-    assert [row["text"] for row in documents(made)] == ["one"]
-    assert [row["reason"] for row in quarantine(made)] == ["unreadable_file"]
+
+    class Endless(io.RawIOBase):
+        left = b'id,text\na,one\nb,"two\n'
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any, /) -> int:
+            data = self.left[:100] or b"c,three\n"
+            self.left = self.left[100:]
+            buffer[: len(data)] = data
+            return len(data)
+
+    rows = delimited.csv_rows(io.BufferedReader(Endless(), 100), delimited.Dialect(",", '"', multiline=True))
+    assert [next(rows).offset, next(rows).offset] == [0, 8]
+    with pytest.raises(UndecodableError, match="row at byte 14 is not closed"):
+        next(rows)
 
 
 def test_two_counts_that_differ_quarantine_the_file(tmp_path: Path) -> None:
