@@ -161,8 +161,10 @@ class LimitWatch:
         self._totals = settled
         self._seen: set[str] = set()
         self._files: dict[str, _File] = {}
+        least_line_bytes = _least_line_bytes(input)
         for split in planned:
-            file = self._files.setdefault(split.file.file_id, _File(_least(split, input)))
+            least = _least(split, input, least_line_bytes)
+            file = self._files.setdefault(split.file.file_id, _File(least))
             if not split.in_rows:
                 expansion = None if _is_transcoded(split, input) else _MOST_EXPANSION[split.compression]
                 file.size = None if expansion is None else split.file.size * expansion
@@ -235,11 +237,13 @@ def _is_transcoded(split: Split, input: Input) -> bool:
     return split.format in ("csv", "tsv") and input.csv.encoding.lower() != "utf-8"
 
 
-def _least(split: Split, input: Input) -> int:
+def _least(split: Split, input: Input, least_line_bytes: int) -> int:
     """The fewest rows, or bytes, that a good document takes; of lines and CSV that is a letter and its newline."""
     if split.in_rows:
         return 1
-    return _least_line_bytes(input, partitions(split.file.uri)) if split.format == "jsonl" else 2
+    if split.format != "jsonl":
+        return 2
+    return _least_line_bytes(input, partitions(split.file.uri)) if "=" in split.file.uri else least_line_bytes
 
 
 def _least_line_bytes(input: Input, given: Mapping[str, object] = MappingProxyType({})) -> int:

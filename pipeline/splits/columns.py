@@ -49,7 +49,9 @@ def plan_files(
     Args:
         known: as `check_columns`.
     """
-    headed = [file for file in files if _kind(file, input) != "jsonl"]
+    kinds = [_kind(file, input) for file in files]
+    headed = [file for file, kind in zip(files, kinds, strict=True) if kind != "jsonl"]
+    lines = [file for file, kind in zip(files, kinds, strict=True) if kind == "jsonl"]
     planned: dict[str, list[Split]] = {}
     types_seen = _TypesSeen(input, known)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -58,7 +60,7 @@ def plan_files(
             if _kind(file, input) == "parquet":
                 planned[file.uri] = plan_parquet(file, footer, bounds)
     if known is None:
-        _sample_jsonl(storage, [file for file in files if _kind(file, input) == "jsonl"], types_seen)
+        _sample_jsonl(storage, lines, types_seen)
     types_seen.add_paths(files)
     for file in files:
         if file.uri not in planned:
