@@ -23,6 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 JOBS = {
     "embed": "publish a snapshot: first run, resume, nightly and backfill",
+    "plan": "files, documents, tokens, time and cost before a run",
     "search": "answer queries from the current snapshot",
     "status": "look at a store; --files lists the shards for other engines",
     "verify": "audit a snapshot from storage alone",
@@ -35,7 +36,6 @@ JOBS = {
 
 LATER_JOBS = {
     "index": "build the ANN index",
-    "plan": "files, documents, time and cost before a run",
     "rollback": "step back to an earlier snapshot",
 }
 

@@ -23,10 +23,11 @@ def describe_machine() -> str:
         versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONED)
     except PackageNotFoundError as error:
         raise UsageError(f"benchmark needs {error.name}, which is not installed: pip install 'vecmill[dev]'") from None
-    return f"{_cpu_model()}, {num_cores()} cores, load {load}\nPython {platform.python_version()}, {versions}"
+    return f"{cpu_model()}, {num_cores()} cores, load {load}\nPython {platform.python_version()}, {versions}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

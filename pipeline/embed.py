@@ -80,7 +80,7 @@ def embed(
         store = Storage(config.store.uri, config.store.storage_options)
         is_new = not check_store(store, corpus.root, corpus.read_uris)
         files = corpus.list() if is_new else []
-        model = _find_model(config)
+        model = find_model(config)
         planner = Planner(config, limit, corpus.source, model.fingerprint(config.input.text), store, parent=None)
         if is_new:
             # All that a config can get wrong shows itself now, before the store is claimed for this corpus.
@@ -96,7 +96,13 @@ def embed(
     return outcome | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _find_model(config: Config) -> ModelDescription:
+def find_model(config: Config) -> ModelDescription:
+    """The config's model, fetched and described.
+
+    Raises:
+        ModelError: no such model, or not one that can be used.
+        ConfigError: the vectors of a split would not fit a page.
+    """
     model = describe_model(fetch_model(config.encoder, config.input.storage_options), config.encoder)
     width = {"float16": 2, "float32": 4}[config.store.dtype]
     most = MAX_PAGE_BYTES // (model.dim * width)

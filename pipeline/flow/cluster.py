@@ -270,7 +270,6 @@ def _gpu_pool(cluster: Cluster, gpus: Sequence[float], cpus: Sequence[float]) ->
 
 
 def _cpu_pool(cluster: Cluster, cpus: Sequence[float]) -> PoolPlan:
-    log.info("no GPU in the cluster: encoding on CPUs")
     for threads in range(_MAX_THREADS_PER_ENCODER, 0, -1):
         # One node lends its share to the reader and the writer; which one does not matter for the count.
         room = sum(math.floor(cpu / threads) for cpu in cpus)

@@ -138,7 +138,10 @@ class FlowSession:
         if self._pool is not None and self._pool.num_gpus and not any(node.get("GPU") for node in nodes):
             # A smaller pool is fine, but GPUs are not to be replaced by the CPUs that are left.
             raise EnvironmentFault("all nodes with a GPU are gone; run the same command again when there are some")
-        return plan_pool(context.config.cluster, nodes)
+        pool = plan_pool(context.config.cluster, nodes)
+        if not pool.num_gpus:
+            log.info("no GPU in the cluster: encoding on CPUs")
+        return pool
 
     def _take(self, written: Written, drive: Drive) -> None:
         report, record, progress = written.report, written.record, self._progress
