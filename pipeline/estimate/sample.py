@@ -186,20 +186,20 @@ class _Reader:
 
     def _beginnings(self, items: Sequence[Work]) -> _Part:
         bounds = SplitBounds(max_rows=_STREAM_ROWS, max_bytes=self.config.splits.max_bytes)
-        blocks = []
-        share = 1.0
+        blocks: list[_Block] = []
+        num_stored = 0.0
         for index in every_kth(np.ones(len(items)), _NUM_STREAMS, 0.5):
             split = items[index].split
             pieces = list(islice(self._pieces(split, bounds), _NUM_STREAMED))
             end = pieces[-1].split.end
-            if pieces[-1].split.last or end is None:
-                size = float(split.file.size)
+            if pieces[-1].split.last or not end:
+                size, end = float(split.file.size), max(1, end or 0)
             else:
                 size = stored_bytes(self.storage, split.file, split.compression, end)
-            share = min(share, size / max(1, split.file.size))
-            blocks.append(self._block(iter(pieces), size))
-        share = min(share, len(blocks) / len(items))
+            num_stored += size
+            blocks += [self._block(iter([piece]), size * _size(piece.split) / end) for piece in pieces]
         total = sum(item.split.file.size for item in items)
+        share = min(1.0, num_stored / max(1, total))
         return _Part(blocks, _per_size(blocks, share) * total, share)
 
     def _pieces(self, split: Split, bounds: SplitBounds, done: Collection[Cut] = ()) -> Iterator[ReadSplit]:

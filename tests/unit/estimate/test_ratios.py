@@ -46,7 +46,9 @@ def test_a_list_sorted_by_length_tells_its_mean_closely() -> None:
 def test_all_of_it_is_exact(clusters: list[tuple[int, int]]) -> None:
     ys, xs = zip(*clusters, strict=True)
     assert ratio(ys, xs, 1.0) == Estimate(sum(ys) / sum(xs))
-    assert sorted_mean(sorted(ys), 1.0) == Estimate(pytest.approx(np.mean(ys)))
+    mean = sorted_mean(sorted(ys), 1.0)
+    assert mean.plus_minus == 0
+    assert mean.value == pytest.approx(float(np.mean(ys)))
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=40), st.integers(1, 20))
@@ -65,7 +67,8 @@ def test_errors_add_up_as_those_of_independent_things() -> None:
     total = Estimate(100, 3) + Estimate(50, 4)
     assert (total.value, total.plus_minus) == (150, 5)
     product = Estimate(100, 3) * Estimate(10, 0.4)
-    assert (product.value, product.relative) == (1000, pytest.approx(0.05))
+    assert product.value == 1000
+    assert product.relative == pytest.approx(0.05)
     assert Estimate(100, 3) * 2 == Estimate(200, 6)
 
 
