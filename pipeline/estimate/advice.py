@@ -74,10 +74,10 @@ def _files(found: Forecast) -> Iterator[str]:
     listed = found.listed
     num = listed.num_files - listed.num_files_done
     mean_bytes = listed.num_bytes_left / num if num else 0
-    if num >= _MANY_FILES and mean_bytes < _FEW_BYTES and listed.num_splits > num / 2:
+    if num >= _MANY_FILES and mean_bytes < _FEW_BYTES:
         yield (
-            f"{num:,} files of {mean_bytes / 1024:.0f} KiB on average make {listed.num_splits:,} splits, each with its "
-            "own requests and files: merge them into larger ones, best Parquet"
+            f"{num:,} files of {mean_bytes / 1024:.3g} KiB on average, in {listed.num_splits:,} splits: each file "
+            "costs requests of its own; merge them into larger ones, best Parquet"
         )
 
 

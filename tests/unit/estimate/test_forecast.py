@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import estimate
 from pipeline.config import parse_config
+from pipeline.errors import NotSupportedError
 from pipeline.estimate import Forecast, forecast
 from pipeline.estimate.advice import advice
 from tests.corpus import Job, make_rows, put_files
@@ -59,6 +60,13 @@ def test_what_a_snapshot_lists_is_not_paid_for_again(tmp_path: Path, model: Path
     assert _listing(tmp_path / "store") == before
 
 
+def test_another_encoder_than_the_snapshots_is_refused_as_embed_does(tmp_path: Path, model: Path) -> None:
+    job = make_job(tmp_path, model)
+    Embedder(job).publish({"a.parquet": make_rows(5)})
+    with pytest.raises(NotSupportedError, match="another encoder"):
+        _forecast(job, encoder={"max_tokens": 20})
+
+
 def test_encoders_share_the_work_but_not_the_start(tmp_path: Path, model: Path) -> None:
     job = Job.local(tmp_path, model)
     put_files(job.corpus, {"a.parquet": make_rows(300)})
@@ -105,3 +113,15 @@ def test_float32_is_told_where_it_costs(tmp_path: Path, model: Path, monkeypatch
     put_files(job.corpus, {"a.parquet": make_rows(100)})
     assert any("float16 takes half" in line for line in advice(_forecast(job, store={"dtype": "float32"})))
     assert not any("float16" in line for line in advice(_forecast(job)))
+
+
+def test_many_tiny_files_are_told(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.estimate import advice as module
+
+    job = Job.local(tmp_path, model)
+    put_files(job.corpus, {f"{i}.jsonl": make_rows(1, begin=i) for i in range(5)})
+    assert not any("files of" in line for line in advice(_forecast(job)))
+    monkeypatch.setattr(module, "_MANY_FILES", 5)
+    [told] = [line for line in advice(_forecast(job)) if "files of" in line]
+    assert told.startswith("5 files of 0.")
+    assert "merge them" in told
