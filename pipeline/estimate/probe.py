@@ -61,13 +61,12 @@ def probe_encoder(
     lengths = sampled[members]
     batches = token_batches(lengths, encoder.token_budget)
     times, padded = [], []
+    # The first pass pays for memory, kernels and threads; the longest batch also shows whether it fits.
+    encoder.encode([ids[member] for member in members[batches[0]]])
     started = clock()
-    for number, index in enumerate(_spread(len(batches))):
+    for index in _spread(len(batches)):
         batch = batches[index]
         sequences = [ids[member] for member in members[batch]]
-        if number == 0:
-            encoder.encode(sequences)  # the first pass of a shape pays for memory, kernels and threads
-            started = clock()
         begun = clock()
         encoder.encode(sequences)
         times.append(clock() - begun)
@@ -87,10 +86,10 @@ def probe_encoder(
 
 
 def _spread(num: int) -> Iterator[int]:
-    """0 ... num-1 in an order whose beginnings are spread evenly (van der Corput, base 2)."""
+    """0 ... num-1 in an order whose beginnings are spread evenly (van der Corput, base 2), the extreme 0 last."""
     seen: npt.NDArray[np.bool_] = np.zeros(num, bool)
     bits = max(1, (num - 1).bit_length())
-    for step in range(2**bits):
+    for step in [*range(1, 2**bits), 0]:
         place = int(f"{step:0{bits}b}"[::-1], 2) * num >> bits
         if not seen[place]:
             seen[place] = True
