@@ -25,7 +25,8 @@ from pipeline.flow.rows import Work
 from pipeline.read import ReadSplit, read_split
 from pipeline.schema import DOCUMENT_FIELDS
 from pipeline.splits import Cut, InputFile, Split
-from pipeline.splits.streams import Source, UndecodableError, open_text
+from pipeline.splits.batches import open_arrow
+from pipeline.splits.streams import Source, UndecodableError, open_source, open_text
 from pipeline.uris import Storage
 
 WHOLE_BYTES = 32 * 2**20
@@ -122,10 +123,11 @@ def draw_sample(storage: Storage, work: Sequence[Work], config: Config, keep: pa
     started = time.monotonic()
     reader = _Reader(storage, config, keep)
     is_whole = sum(item.split.num_bytes for item in work) <= WHOLE_BYTES
-    groups: dict[str, list[Work]] = {}
+    # What a byte holds differs by format: one estimate for each.
+    groups: dict[tuple[str, str], list[Work]] = {}
     for item in work:
-        groups.setdefault(_kind(item.split), []).append(item)
-    made = [reader.whole(items) if is_whole else reader.part(kind, items) for kind, items in groups.items()]
+        groups.setdefault((_kind(item.split), item.split.format), []).append(item)
+    made = [reader.whole(items) if is_whole else reader.part(kind, items) for (kind, _), items in groups.items()]
     blocks = [block for part in made for block in part.blocks]
     tables = [block.documents for block in blocks]
     reasons = [reason for block in blocks for reason in block.reasons]
@@ -145,7 +147,7 @@ def draw_sample(storage: Storage, work: Sequence[Work], config: Config, keep: pa
 def _kind(split: Split) -> str:
     if split.unreadable is not None or split.end is None:
         return "streamed"
-    return "rows" if split.format == "parquet" else "bytes"
+    return "rows" if split.in_rows else "bytes"
 
 
 def _left(item: Work) -> float:
@@ -195,7 +197,7 @@ class _Reader:
             if pieces[-1].split.last or not end:
                 size, end = float(split.file.size), max(1, end or 0)
             else:
-                size = stored_bytes(self.storage, split.file, split.compression, end)
+                size = stored_bytes(self.storage, split, end)
             num_stored += size
             blocks += [self._block(iter([piece]), size * _size(piece.split) / end) for piece in pieces]
         total = sum(item.split.file.size for item in items)
@@ -227,7 +229,7 @@ def _size(split: Split) -> int:
 def _parts(split: Split) -> list[Split]:
     """A range in blocks of about equal size."""
     size, step = _size(split), _BLOCK_BYTES
-    if split.format == "parquet":
+    if split.in_rows:
         step = max(1, min(_BLOCK_ROWS, size * _BLOCK_BYTES // max(split.num_bytes, 1)))
     num = max(1, -(-size // step))
     edges = [split.begin + i * size // num for i in range(num + 1)]
@@ -237,13 +239,17 @@ def _parts(split: Split) -> list[Split]:
     ]
 
 
-def stored_bytes(storage: Storage, file: InputFile, compression: str | None, num_bytes: int) -> float:
-    """How many bytes of a file, as it is stored, hold its first `num_bytes` decompressed ones.
+def stored_bytes(storage: Storage, split: Split, end: int) -> float:
+    """How many bytes of a file, as it is stored, hold what is before `end`: rows of Arrow, bytes of decompressed text.
 
-    Measured on its beginning, cut off: how far a decompressor has read of a whole file says little, it reads ahead.
+    Of text it is measured on the beginning, cut off: how far a decompressor has read of a whole file says little, it
+    reads ahead. Of Arrow on as many batches.
     """
+    file, compression = split.file, split.compression
+    if split.in_rows:
+        return _arrow_bytes(storage, file, end)
     if compression is None:
-        return float(num_bytes)
+        return float(end)
     head = storage.read_range(file.uri, 0, _HEAD_BYTES, expect=file.info)
     reader = open_text(Source(io.BytesIO(head), storage.full_uri(file.uri)), compression)
     num_found = 0
@@ -252,4 +258,18 @@ def stored_bytes(storage: Storage, file: InputFile, compression: str | None, num
             num_found += len(data)
     except UndecodableError:
         pass  # where it was cut off
-    return num_bytes * len(head) / num_found if num_found else float(file.size)
+    return end * len(head) / num_found if num_found else float(file.size)
+
+
+def _arrow_bytes(storage: Storage, file: InputFile, num_rows: int) -> float:
+    num_read = 0
+    with open_source(storage, file) as source:
+        try:
+            for batch in open_arrow(source).batches:
+                num_read += batch.num_rows
+                # What a buffer has read ahead is little beside the head.
+                if num_read >= num_rows and source.tell() >= _HEAD_BYTES:
+                    return float(source.tell() * num_rows / num_read)
+        except UndecodableError:
+            pass
+    return float(file.size * num_rows / max(num_rows, num_read))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.config import Config, parse_config
@@ -14,7 +15,8 @@ from pipeline.estimate.sample import Sample, draw_sample
 from pipeline.flow.rows import Work
 from pipeline.splits import InputFile, plan_files
 from pipeline.uris import Storage
-from tests.corpus import Row, make_rows, put_files
+from tests.corpus import Row, file_bytes, make_rows, put_files
+from tests.formats import COMPRESS, delimited_bytes, jsonl_bytes, stream_bytes
 
 NUM = 3000
 
@@ -26,6 +28,15 @@ def _rows() -> list[Row]:
         row | {"body": "word " * int(length)}
         for row, length in zip(make_rows(NUM), rng.lognormal(3, 1.2, NUM), strict=True)
     ]
+
+
+def _content(name: str, rows: list[Row]) -> bytes:
+    suffix = f".{name.split('.')[-1]}"
+    if name.endswith(".arrow"):
+        return stream_bytes(pa.Table.from_pylist(rows))
+    if ".csv" in name:
+        return COMPRESS.get(suffix, bytes)(delimited_bytes(rows))
+    return COMPRESS[suffix](jsonl_bytes(rows)) if suffix in COMPRESS else file_bytes(name, rows)
 
 
 def _sample(folder: Path, files: dict[str, Any], *, done: bool = False) -> tuple[Sample, Config]:
@@ -48,10 +59,12 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_STREAM_ROWS", 50)
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.csv", "a.csv.gz", "a.arrow"]
+)
 def test_a_small_input_is_counted(tmp_path: Path, name: str) -> None:
     rows = _rows()
-    found, _ = _sample(tmp_path, {name: rows[:1000], f"b/{name}": rows[1000:]})
+    found, _ = _sample(tmp_path, {name: _content(name, rows[:1000]), f"b/{name}": _content(name, rows[1000:])})
     assert found.is_whole
     assert (found.num_documents.value, found.num_documents.plus_minus) == (NUM, 0)
     assert sorted(found.documents["doc_id"].to_pylist()) == sorted(row["id"] for row in rows)
@@ -59,11 +72,13 @@ def test_a_small_input_is_counted(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("in_parts")
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.csv", "a.csv.gz", "a.arrow"]
+)
 def test_of_a_large_input_a_part_is_read(tmp_path: Path, name: str) -> None:
     """The number is within its bounds, which are told; the sample stands for all, and is the same each time."""
     rows = _rows()
-    files = {name: rows[:1000], f"b/{name}": rows[1000:]}
+    files = {name: _content(name, rows[:1000]), f"b/{name}": _content(name, rows[1000:])}
     found, _ = _sample(tmp_path, files)
     assert not found.is_whole
     assert 0 < found.num_read < 0.6 * NUM
