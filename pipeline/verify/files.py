@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
+from pipeline.row_hashes import row_hashes
 from pipeline.schema import QUARANTINE_SCHEMA, Reason, Stage, embedding_schema
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.records import Record, ShardFile, checksum
-from pipeline.tokens import row_hashes
 from pipeline.uris import Storage
 
 _NORM_TOLERANCE = 1e-3

@@ -17,11 +17,11 @@ import pytest
 
 from jobs.cli import exit_code, vecmill
 from pipeline.errors import StorageFault, StoreError
+from pipeline.row_hashes import row_hashes
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.snapshots.manifest import Manifest, latest, manifest_name, put_table
 from pipeline.snapshots.reader import Snapshot, open_snapshot
 from pipeline.snapshots.records import Record, checksum
-from pipeline.tokens import row_hashes
 from pipeline.uris import Storage
 from pipeline.verify import encode_again, verify
 from pipeline.write import quarantine_bytes, shard_bytes
