@@ -53,28 +53,34 @@ def main(
             continue
         if answer["rank"] == 0:
             click.echo(f"\n{answer['query']}")
-        click.echo(f"  {answer['score']:.4f}  {answer['doc_id']}")
+        place = f"  [{answer['char_begin']}:{answer['char_end']}]" if "char_begin" in answer else ""
+        click.echo(f"  {answer['score']:.4f}  {answer['doc_id']}{place}")
 
 
 def answer_queries(
     snapshot: Snapshot, config: Config | None, queries: dict[str, str], k: int
 ) -> Iterator[dict[str, Any]]:
-    """The neighbours of each query, nearest first: query_id, query, rank (from 0), doc_id, chunk_index, score."""
+    """The neighbours of each query, nearest first: query_id, query, rank (from 0), doc_id, chunk_index, score.
+
+    Of a document in several chunks each may be one, with its place: char_begin, char_end.
+    """
     if config is None:
         encoder = QueryEncoder(snapshot.manifest)
     else:
         encoder = QueryEncoder(snapshot.manifest, config.encoder, config.input.text, config.input.storage_options)
     neighbours = exact_search(snapshot, encoder.encode(list(queries.values())), k)
     for index, (query_id, query) in enumerate(queries.items()):
-        found = zip(neighbours.doc_ids[index], neighbours.chunk_indexes[index], neighbours.scores[index], strict=True)
-        for rank, (doc_id, chunk_index, score) in enumerate(found):
+        found = zip(neighbours.doc_ids[index], neighbours.chunks[index], neighbours.scores[index], strict=True)
+        for rank, (doc_id, chunk, score) in enumerate(found):
+            place = {"char_begin": chunk.char_begin, "char_end": chunk.char_end} if chunk.num_chunks > 1 else {}
             yield {
                 "query_id": query_id,
                 "query": query,
                 "rank": rank,
                 "doc_id": doc_id,
-                "chunk_index": chunk_index,
+                "chunk_index": chunk.chunk_index,
                 "score": round(float(score), 6),
+                **place,
             }
 
 

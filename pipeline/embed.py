@@ -38,7 +38,7 @@ from pipeline.snapshots.store import check_store, open_store
 from pipeline.splits import Corpus, InputFile, Split
 from pipeline.unique_ids import Changes, apply_judgement, judge_ids
 from pipeline.uris import Storage
-from pipeline.write import MAX_PAGE_BYTES
+from pipeline.write import max_shard_rows
 
 if TYPE_CHECKING:
     from pipeline.flow.drive import Drive, FlowSession
@@ -104,8 +104,7 @@ def find_model(config: Config) -> ModelDescription:
         ConfigError: the vectors of a split would not fit a page.
     """
     model = describe_model(fetch_model(config.encoder, config.input.storage_options), config.encoder)
-    width = {"float16": 2, "float32": 4}[config.store.dtype]
-    most = MAX_PAGE_BYTES // (model.dim * width)
+    most = max_shard_rows(model.dim, config.store.dtype)
     if config.splits.num_rows > most:
         raise ConfigError(
             f"splits.max_rows: {config.splits.num_rows} vectors of dim {model.dim} exceed 1 GiB; give at most {most}"

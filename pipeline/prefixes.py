@@ -25,8 +25,8 @@ from pipeline.errors import Interrupted
 _WORDS_BEHIND = 16
 _CHARS_BEHIND = 256
 
-# A panic in the tokenizers library is no Exception either; these are what must pass all the same.
-_NO_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted)
+NO_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted)
+"""What must pass where anything else is a document's failure: a panic in the tokenizers library is no Exception."""
 
 
 def encode_texts(
@@ -81,7 +81,7 @@ def _encode_each(backend: Tokenizer, texts: list[str]) -> tuple[list[Encoding | 
     """An encoding for each text, None where the tokenizer failed; and why."""
     try:
         return list(backend.encode_batch(texts)), {}
-    except _NO_FAILURES:
+    except NO_FAILURES:
         raise
     except BaseException:
         pass  # one of them is at fault: which?
@@ -90,7 +90,7 @@ def _encode_each(backend: Tokenizer, texts: list[str]) -> tuple[list[Encoding | 
     for index, text in enumerate(texts):
         try:
             encodings[index] = backend.encode(text)
-        except _NO_FAILURES:
+        except NO_FAILURES:
             raise
         except BaseException as error:
             failed[index] = f"the tokenizer failed: {error}"

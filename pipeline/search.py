@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import EncoderSettings, redact_uri
 from pipeline.errors import StoreError, UsageError
-from pipeline.model import describe_model, fetch_model
+from pipeline.model import describe_model, encoder_fingerprint, fetch_model
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.reader import Snapshot
 from pipeline.tokens import load_tokenizer
@@ -39,17 +40,26 @@ _READ_AHEAD = 4
 MAX_EXACT_ROWS = 10**6
 
 
+class Chunk(NamedTuple):
+    """Which part of its document a row is: characters [char_begin, char_end)."""
+
+    chunk_index: int
+    num_chunks: int
+    char_begin: int
+    char_end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """The K nearest of each query, nearest first.
 
-    `scores` (Q, K) float32: cosines in [-1, 1]; `doc_ids` and `chunk_indexes`: Q lists of K.
+    `scores` (Q, K) float32: cosines in [-1, 1]; `doc_ids` and `chunks`: Q lists of K.
     K is the smaller of what was asked and the rows of the snapshot.
     """
 
     scores: npt.NDArray[np.float32]
     doc_ids: list[list[str]]
-    chunk_indexes: list[list[int]]
+    chunks: list[list[Chunk]]
 
 
 class QueryEncoder:
@@ -79,7 +89,10 @@ class QueryEncoder:
         template = manifest.config["input"]["text"] if template is None else template
         path = fetch_model(settings, storage_options)
         model = describe_model(path, settings)
-        fingerprint = model.fingerprint(template)
+        # How documents are cut does not touch queries.
+        cut = {key: manifest.encoder[key] for key in ("overlong", "chunk") if key in manifest.encoder}
+        spelled_out = {key: value for key, value in model.spelled_out(template).items() if key != "chunk"}
+        fingerprint = encoder_fingerprint(spelled_out | cut)
         if fingerprint != manifest.encoder_fp:
             raise StoreError(
                 f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
@@ -128,8 +141,28 @@ def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -
             scores = queries @ block.T  # (Q, N)
             addresses = np.arange(begin, begin + len(block), dtype=np.int64) + (shard_index << 32)
             best_scores, best_addresses = _merge(best_scores, best_addresses, scores, addresses, k)
-    doc_ids, chunk_indexes = _look_up(snapshot, best_addresses)
-    return Neighbours(np.clip(best_scores, -1, 1), doc_ids, chunk_indexes)
+    return Neighbours(np.clip(best_scores, -1, 1), *_look_up(snapshot, best_addresses))
+
+
+def nearest_documents(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> list[dict[str, float]]:
+    """The k nearest documents of each of `queries` (Q, D), nearest first, with the cosine of their nearest chunk.
+
+    Raises:
+        UsageError: k below 1, or queries of another dim.
+        StoreError: a shard of the snapshot is missing or damaged.
+    """
+    num_rows = k
+    while True:
+        found = exact_search(snapshot, queries, num_rows)
+        ranked: list[dict[str, float]] = []
+        for doc_ids, scores in zip(found.doc_ids, found.scores, strict=True):
+            best: dict[str, float] = {}
+            for doc_id, score in zip(doc_ids, scores.tolist(), strict=True):
+                best.setdefault(doc_id, score)
+            ranked.append(dict(islice(best.items(), k)))
+        if num_rows >= snapshot.manifest.accounting.chunks or all(len(best) == k for best in ranked):
+            return ranked
+        num_rows *= 2
 
 
 def _merge(
@@ -191,20 +224,19 @@ def _present(snapshot: Snapshot, file: str) -> Iterator[None]:
         ) from None
 
 
-def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list[list[str]], list[list[int]]]:
-    """doc_id and chunk_index of each address (Q, K) = shard index << 32 | row."""
+def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list[list[str]], list[list[Chunk]]]:
+    """doc_id and chunk of each address (Q, K) = shard index << 32 | row."""
     unique, inverse = np.unique(addresses, return_inverse=True)
     doc_ids: list[str] = [""] * len(unique)
-    chunk_indexes: list[int] = [0] * len(unique)
+    chunks: list[Chunk] = [Chunk(0, 1, 0, 0)] * len(unique)
     files = snapshot.shards.column("file").to_pylist()
     for shard_index in np.unique(unique >> 32):
         places = np.flatnonzero(unique >> 32 == shard_index)
         with _present(snapshot, files[shard_index]), snapshot.storage.open(files[shard_index]) as source:
-            table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", "chunk_index"])
+            table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", *Chunk._fields])
         found = table.take(pa.array(unique[places] & 0xFFFFFFFF))
-        for place, doc_id, chunk_index in zip(
-            places, found["doc_id"].to_pylist(), found["chunk_index"].to_pylist(), strict=True
-        ):
-            doc_ids[place], chunk_indexes[place] = doc_id, chunk_index
+        for place, row in zip(places, found.to_pylist(), strict=True):
+            doc_ids[place] = row.pop("doc_id")
+            chunks[place] = Chunk(**row)
     inverse = inverse.reshape(addresses.shape)
-    return [[doc_ids[i] for i in row] for row in inverse], [[chunk_indexes[i] for i in row] for row in inverse]
+    return [[doc_ids[i] for i in row] for row in inverse], [[chunks[i] for i in row] for row in inverse]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config import MAX_SHARD_ROWS
 from pipeline.errors import VecmillError
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.snapshots.records import (
@@ -36,6 +37,12 @@ _PLAIN_COLUMNS = ("content_hash", "row_hash", "vector")
 
 MAX_PAGE_BYTES = 2**30
 """The largest page that pyarrow writes: all vectors of a shard must fit into one."""
+
+
+def max_shard_rows(dim: int, dtype: str) -> int:
+    """How many vectors of `dim` values a shard takes; `dtype` is "float16" or "float32"."""
+    return min(MAX_SHARD_ROWS, MAX_PAGE_BYTES // (dim * {"float16": 2, "float32": 4}[dtype]))
+
 
 # zstd level 3 on ids and kept columns: 4x smaller than snappy's 2x on doc ids, at no cost beside the forward pass.
 _COMPRESSION = "zstd"
@@ -95,9 +102,18 @@ def make_attempt(
     ids = (*fingerprints, split_id, new_attempt())
     shard = shard_bytes(embeddings, schema)
     quarantined = quarantine_bytes(quarantine, with_text=with_text) if quarantine.num_rows else None
+    num_documents = pc.sum(pc.equal(embeddings["chunk_index"], 0), min_count=0).as_py()
+    is_chunked = num_documents < shard.num_rows
     fields = {
         "attempt": ids[3],
-        "shard": ShardFile(shard_name(*ids), shard.data.size, checksum(shard.data), shard.num_rows, shard.vector_begin),
+        "shard": ShardFile(
+            shard_name(*ids),
+            shard.data.size,
+            checksum(shard.data),
+            shard.num_rows,
+            shard.vector_begin,
+            num_documents if is_chunked else None,
+        ),
         "quarantine": None
         if quarantined is None
         else QuarantineFile(quarantine_name(*ids), checksum(quarantined), quarantine.num_rows),

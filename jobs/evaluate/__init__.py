@@ -104,17 +104,14 @@ def developer_config(folder: Path, corpus: Mapping[str, Any], overrides: Sequenc
 def retrieve(config: Config, queries: Mapping[str, str]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Embed the corpus and search it; query id -> document id -> cosine, and the figures of the run."""
     from pipeline.embed import embed
-    from pipeline.search import QueryEncoder, exact_search
+    from pipeline.search import QueryEncoder, nearest_documents
     from pipeline.snapshots.reader import open_snapshot
 
     outcome = embed(config)
     snapshot = open_snapshot(config.store.uri, config.store.storage_options)
     encoder = QueryEncoder(snapshot.manifest, config.encoder, config.input.text, config.input.storage_options)
-    neighbours = exact_search(snapshot, encoder.encode(list(queries.values())), NUM_NEIGHBOURS)
-    found = {
-        query_id: dict(zip(neighbours.doc_ids[index], map(float, neighbours.scores[index]), strict=True))
-        for index, query_id in enumerate(queries)
-    }
+    ranked = nearest_documents(snapshot, encoder.encode(list(queries.values())), NUM_NEIGHBOURS)
+    found = dict(zip(queries, ranked, strict=True))
     figures = {
         "model": redact_uri(config.encoder.model),
         "compute": ", ".join(sorted(set(snapshot.shards["compute"].to_pylist()))),

@@ -32,7 +32,17 @@ class Chunk(Section):
     """Windows over long documents (`overlong: chunk`)."""
 
     tokens: int | None = Field(default=None, gt=0)
+    """Of a window's own text; None: what the model takes, less prompt and special tokens."""
     overlap_tokens: int = Field(default=32, ge=0)
+    """The most that a window shares with the one before; never more than half of it."""
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Chunk:
+        if self.tokens is not None and self.overlap_tokens >= self.tokens:
+            raise ConfigError(
+                f"encoder.chunk.overlap_tokens: {self.overlap_tokens} is not below encoder.chunk.tokens: {self.tokens}"
+            )
+        return self
 
 
 class EncoderSettings(Section):
@@ -62,8 +72,8 @@ class EncoderSettings(Section):
 
     @model_validator(mode="after")
     def _supported(self) -> EncoderSettings:
-        if self.overlong == "chunk" or self.chunk != Chunk():
-            raise NotSupportedError("encoder.overlong: chunk; long documents are truncated, and counted")
+        if self.overlong != "chunk" and self.chunk != Chunk():
+            raise ConfigError("encoder.chunk is set, and encoder.overlong is truncate; set encoder.overlong=chunk")
         if self.truncate_dim is not None:
             raise NotSupportedError(f"encoder.truncate_dim: {self.truncate_dim}")
         if self.trust_remote_code:

@@ -60,7 +60,7 @@ def without_rows(store: Storage, record: Record, rows: Places, *, run_id: str, w
         generation=record.generation + 1,
         run_id=run_id,
         num_quarantined=record.num_quarantined + len(rows),
-        num_reused=min(record.num_reused, embeddings.num_rows),
+        num_reused=min(record.num_reused, int(np.count_nonzero(~losing))),
         **made.fields,
     )
     return made.put(store, rewritten)

@@ -91,6 +91,7 @@ class Marks:
         self._storage = storage
         self._trial = trial
         self._node_id = node_id
+        self._last: bytes | None = None
 
     def before(self, stage: Stage, rows: np.ndarray | None = None, begin: int | None = None) -> None:
         """This unit is tried next: rows of documents, or whatever is read from `begin` on."""
@@ -109,11 +110,14 @@ class Marks:
             "node_id": self._node_id,
             "pid": os.getpid(),
             "stage": stage,
-            "rows": [] if rows is None else rows.tolist(),
+            "rows": [] if rows is None else np.unique(rows).tolist(),
             "begin": begin,
             "finished": stage is None,
         }
-        self._storage.put(self._name, orjson.dumps(unit))
+        mark = orjson.dumps(unit)
+        if mark != self._last:  # as of one chunk after another of a document alone
+            self._storage.put(self._name, mark)
+            self._last = mark
 
 
 @dataclass

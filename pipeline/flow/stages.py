@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import AcceleratorFault, VecmillError
+from pipeline.errors import AcceleratorFault, ConfigError, VecmillError
 from pipeline.flow.context import FlowContext, current_node_id, failure
+from pipeline.flow.faults import document_numbers, documents_at_fault
 from pipeline.flow.ledger import KILLED, Marks, Trial, work_id
 from pipeline.flow.pulse import beat, beating
 from pipeline.flow.rows import Row, SplitReport, Work, Written
@@ -33,8 +34,9 @@ from pipeline.read import ReadSplit, read_split
 from pipeline.read.documents import killed_range
 from pipeline.schema import Reason, embedding_schema
 from pipeline.snapshots.records import Record
+from pipeline.splits import Split
 from pipeline.tokens import SequenceTokenizer, Tokenized, load_tokenizer, tokenize
-from pipeline.write import make_attempt
+from pipeline.write import make_attempt, max_shard_rows
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoder
@@ -84,10 +86,21 @@ class ReadStage:
                     read_s=time.monotonic() - started,
                 )
                 sequences = tokenized.sequences.select(context.sequence_schema.names).cast(context.sequence_schema)
+                self._check_fits(sequences.num_rows, piece.split)
                 row = Row(piece.split, report, sequences, pa.concat_tables([piece.quarantine, tokenized.quarantine]))
             marks.finish()
             yield row
             started = time.monotonic()
+
+    def _check_fits(self, num_rows: int, split: Split) -> None:
+        """Documents are as many as planned; their chunks may be more than one shard takes."""
+        store = self._context.config.store
+        most = max_shard_rows(self._context.model.dim, store.dtype)
+        if num_rows > most:
+            raise ConfigError(
+                f"a split of {split.file.uri} makes {num_rows} chunks, and a shard takes {most}; lower "
+                "splits.max_bytes or raise encoder.chunk.tokens"
+            )
 
     def _pieces(self, work: Work, marks: Marks) -> Iterator[ReadSplit]:
         """The pieces of the planned split, each place marked before it is read; up to the place that is fatal."""
@@ -141,7 +154,9 @@ class ReadStage:
         quarantine = [part.quarantine for part in made]
         quarantine.append(self._context.quarantined(piece.split, documents, "tokenize", guilty))
         sequences = pa.concat_tables([part.sequences for part in made])
-        return Tokenized(sequences.sort_by("row") if trial.is_marked else sequences, pa.concat_tables(quarantine))
+        if trial.is_marked:
+            sequences = sequences.sort_by([("row", "ascending"), ("chunk_index", "ascending")])
+        return Tokenized(sequences, pa.concat_tables(quarantine))
 
 
 class EncodeStage:
@@ -213,9 +228,11 @@ class EncodeStage:
             encode_s=time.monotonic() - started,
         )
         embeddings = self._embeddings(sequences, encoded.vectors)
-        if bad:
-            embeddings = embeddings.filter(~np.isin(sound, list(bad)))
-        quarantined = context.quarantined(row.split, row.documents, "encode", bad)
+        documents, faults = documents_at_fault(row.documents, bad)
+        if faults:
+            is_lost = np.isin(document_numbers(row.documents), list(faults))
+            embeddings = embeddings.filter(~is_lost[sound])
+        quarantined = context.quarantined(row.split, documents, "encode", faults)
         return Row(row.split, report, embeddings, pa.concat_tables([row.quarantine, quarantined]))
 
     def _embeddings(self, sequences: pa.Table, vectors: np.ndarray) -> pa.Table:

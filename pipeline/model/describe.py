@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
+from pipeline.chunks import chunker_rules
 from pipeline.config import EncoderSettings, redact_uri
 from pipeline.errors import ModelError, NotSupportedError
 from pipeline.model.files import digests, read_json, tokenizer_files, weight_files
@@ -93,11 +94,17 @@ class ModelDescription:
     """File name -> sha256."""
     config_digest: str
     """Of what shapes a vector in the transformer's config.json."""
+    chunk: Mapping[str, Any] | None = None
+    """How documents that do not fit are cut into windows; None: they are truncated."""
 
     def spelled_out(self, template: str) -> dict[str, Any]:
         """As a JSON value for the manifest. `template` is the text template of the input."""
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {**fields, "template": template, "overlong": "truncate", "truncate_dim": None}
+        overlong = "chunk"
+        if self.chunk is None:
+            overlong = "truncate"
+            del fields["chunk"]  # as in manifests of a time that did not know it
+        return {**fields, "template": template, "overlong": overlong, "truncate_dim": None}
 
     def fingerprint(self, template: str) -> str:
         """16 hex digits over all that shapes a vector: not the model's name or place, not the query prompt."""
@@ -154,6 +161,7 @@ def describe_model(path: str | Path, settings: EncoderSettings) -> ModelDescript
         weights=digests(transformer, weight_files(transformer, name)),
         tokenizer=digests(transformer, tokenizer_files(transformer, name)),
         config_digest=_config_digest(config),
+        chunk={**chunker_rules(), **settings.chunk.model_dump()} if settings.overlong == "chunk" else None,
     )
 
 

@@ -1,7 +1,8 @@
 """The books of a snapshot: what must hold before it is published, computed from its tables.
 
-documents_in comes from the count made apart from the reader, what was embedded from the rows of
-the shards, what was quarantined from the records: three sources, so that the sum proves something.
+documents_in comes from the count made apart from the reader, what was embedded from the shards (a
+document is one row, or its chunks), what was quarantined from the records: three sources, so that
+the sum proves something.
 Whatever does not hold here is a fault of Vecmill, and ends the run with nothing published.
 """
 
@@ -51,15 +52,14 @@ def prove(books: Books) -> Accounting:
     # By shard, not by file: of a file that was looked at again some shards may be the parent's.
     is_new = pc.greater_equal(splits["ordinal"], books.first_new_ordinal)
     new = splits.filter(is_new)
-    rows_of_new = _sum(
-        books.shards.filter(pc.greater_equal(books.shards["ordinal"], books.first_new_ordinal))["num_rows"]
-    )
+    is_new_shard = pc.greater_equal(books.shards["ordinal"], books.first_new_ordinal)
+    in_shards, in_new = _documents(books.shards), _documents(books.shards.filter(is_new_shard))
     uncounted = splits.filter(pc.is_null(splits["num_counted"]))
     files_quarantined = len(_distinct(uncounted["file_id"]))
     accounting = Accounting(
         documents_in=_sum(pc.coalesce(splits["num_counted"], splits["num_documents"])),
-        embedded=rows_of_new - _sum(new["num_reused"]),
-        reused=_sum(books.shards["num_rows"]) - rows_of_new + _sum(new["num_reused"]),
+        embedded=_sum(in_new) - _sum(new["num_reused"]),
+        reused=_sum(in_shards) - _sum(in_new) + _sum(new["num_reused"]),
         quarantined=_sum(splits["num_quarantined"]),
         deleted=_num_deleted(books),
         truncated=_sum(splits["num_truncated"]),
@@ -142,7 +142,7 @@ def _prove_tiling(books: Books) -> None:
 
 
 def _prove_counts(books: Books) -> None:
-    """Both counts of each split agree, and each shard has the rows that its splits' documents need."""
+    """Both counts of each split agree, and each shard has its splits' documents."""
     splits, shards = books.splits, books.shards
     _prove_unique(splits["split_id"], "split")
     _prove_unique(shards["ordinal"], "ordinal")
@@ -153,12 +153,16 @@ def _prove_counts(books: Books) -> None:
     ordinals, shard_of = np.unique(splits["ordinal"].to_numpy(), return_inverse=True)
     if not np.array_equal(ordinals, shards["ordinal"].to_numpy()):
         raise _bug("the splits name other shards than the shards table holds")
-    # Every document that is not quarantined is one row: documents are not chunked yet.
     needed = np.zeros(shards.num_rows, np.int64)
     np.add.at(needed, shard_of, pc.subtract(splits["num_documents"], splits["num_quarantined"]).to_numpy())
-    for index in np.flatnonzero(needed != shards["num_rows"].to_numpy()):
+    for index in np.flatnonzero(needed != _documents(shards).to_numpy()):
         file = shards["file"][int(index)].as_py()
-        raise _bug(f"{file} has not as many rows as its split has documents without a fault")
+        raise _bug(f"{file} has not as many rows, or documents in chunks, as its split has without a fault")
+
+
+def _documents(shards: pa.Table) -> pa.ChunkedArray:
+    """How many documents each shard holds."""
+    return pc.coalesce(shards["num_documents"], shards["num_rows"])
 
 
 def _prove_unique(column: pa.ChunkedArray, what: str) -> None:

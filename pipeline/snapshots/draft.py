@@ -78,6 +78,7 @@ def _new_shards(records: RecordTable, ordinals: npt.NDArray[np.int64]) -> pa.Tab
         "checksum": to_hex(records.column("shard_checksum")),
         "num_rows": records.column("num_rows"),
         "vector_begin": records.column("vector_begin"),
+        "num_documents": records.column("shard_num_documents"),
         "compute": records.column("compute"),
         "deletes": pa.nulls(len(records), pa.string()),
     }

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
+from pipeline.snapshots.manifest import with_nulls
 from pipeline.snapshots.records import Record, RecordKey, parse_record_name, record_name, records_prefix, shard_name
 from pipeline.snapshots.table import RECORDS_SCHEMA, RecordTable, as_bytes, to_binary
 from pipeline.uris import Storage
@@ -185,12 +186,11 @@ def _read_journal(storage: Storage, name: str, encoder_fp: str, shard_fp: str) -
 
 def _read_table(storage: Storage, name: str) -> pa.Table:
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read(name)))
-        if not file.schema_arrow.equals(RECORDS_SCHEMA):
+        table = with_nulls(pq.ParquetFile(pa.BufferReader(storage.read(name))).read(), RECORDS_SCHEMA)
+        if not table.schema.equals(RECORDS_SCHEMA):
             raise pa.ArrowInvalid("it has other columns")
-        table = file.read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(
             f"{storage.full_uri(name)} is no journal of records ({' '.join(str(error).split())[:200]}); "
             "delete it, then run the same command again"

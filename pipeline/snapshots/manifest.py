@@ -33,6 +33,7 @@ SHARDS_SCHEMA = pa.schema(
         pa.field("vector_begin", pa.int64(), nullable=False),
         pa.field("compute", pa.string(), nullable=False),
         pa.field("deletes", pa.string()),  # reserved, null
+        pa.field("num_documents", pa.int64()),  # whose chunks the rows are; null: as many as rows
     ]
 )
 
@@ -212,6 +213,14 @@ def put_table(storage: Storage, name: str, table: pa.Table) -> TableRef:
     return TableRef(file=name, checksum=checksum(data), num=table.num_rows)
 
 
+def with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the nullable columns of `schema` that came after it was written, in the schema's order."""
+    for field in schema:
+        if field.nullable and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names)
+
+
 def _plain(type_: pa.DataType) -> pa.DataType:
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
@@ -230,6 +239,7 @@ def read_table(storage: Storage, ref: TableRef, schema: pa.Schema) -> pa.Table:
     if checksum(data) != ref.checksum:
         raise StoreError(f"damaged: {uri} is not the table that its manifest names (checksum)")
     shared = [field.name for field in schema if field.name in _SHARED]
-    table = pq.read_table(pa.BufferReader(data), columns=schema.names, read_dictionary=shared)
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=shared)
+    table = with_nulls(file.read(columns=[name for name in schema.names if name in file.schema_arrow.names]), schema)
     # Each row group has dictionaries of its own, and few functions take them together.
     return table.cast(in_memory(schema)).unify_dictionaries()

@@ -57,6 +57,8 @@ class ShardFile:
     num_rows: Count
     vector_begin: Count
     """Byte offset of the first vector."""
+    num_documents: Count | None = None
+    """Whose chunks the rows are; None: as many as rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,10 @@ class Record:
 
     def to_json(self) -> bytes:
         """As `from_json` reads it."""
-        return orjson.dumps(asdict(self))
+        value = asdict(self)
+        if self.shard.num_documents is None:
+            del value["shard"]["num_documents"]  # without chunks a record is what it was before there were any
+        return orjson.dumps(value)
 
     @classmethod
     def from_json(cls, data: bytes | str, name: str = "a record") -> Record:

@@ -43,6 +43,7 @@ RECORDS_SCHEMA = pa.schema(
         pa.field("shard_checksum", _HASH, nullable=False),
         pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("vector_begin", pa.int64(), nullable=False),
+        pa.field("shard_num_documents", pa.int64()),
         pa.field("quarantine_checksum", _HASH),
         pa.field("quarantine_num_rows", pa.int64()),
     ]
@@ -229,6 +230,7 @@ def _row(record: Record) -> dict[str, Any]:
         "shard_checksum": bytes.fromhex(shard.checksum),
         "num_rows": shard.num_rows,
         "vector_begin": shard.vector_begin,
+        "shard_num_documents": shard.num_documents,
         "quarantine_checksum": bytes.fromhex(quarantine.checksum) if quarantine else None,
         "quarantine_num_rows": quarantine.num_rows if quarantine else None,
     }
@@ -243,6 +245,7 @@ def _record(row: dict[str, Any]) -> Record:
         row.pop("shard_checksum").hex(),
         row.pop("num_rows"),
         row.pop("vector_begin"),
+        row.pop("shard_num_documents"),
     )
     found, num_rows = row.pop("quarantine_checksum"), row.pop("quarantine_num_rows")
     quarantine = None if found is None else QuarantineFile(quarantine_name(*ids), found.hex(), num_rows)

@@ -34,7 +34,7 @@ MIN_COSINE = 0.999
 # A range is read whole for however few of its rows.
 _MAX_SPLITS = 20
 
-_STORED = ["doc_id", "content_hash", "vector"]
+_STORED = ["doc_id", "content_hash", "chunk_index", "vector"]
 
 Row = dict[str, Any]
 
@@ -131,17 +131,25 @@ class _Again:
                 self._again.findings.append(f"{name}: row {row}, {stored_row['doc_id']}, is of another text")
         sound = [position for position, place in enumerate(places) if place is not None]
         wanted = documents.take(pa.array([places[position] for position in sound], pa.int64()))
-        self._compare_vectors(name, [rows[position] for position in sound], stored["vector"].take(sound), wanted)
+        self._compare_vectors(name, [rows[position] for position in sound], stored.take(sound), wanted)
 
-    def _compare_vectors(self, name: str, rows: list[int], stored: pa.ChunkedArray, documents: pa.Table) -> None:
+    def _compare_vectors(self, name: str, rows: list[int], stored: pa.Table, documents: pa.Table) -> None:
+        """Of each row its document, which has all its chunks again."""
         if not rows:
             return
         tokenized = tokenize(documents, self._tokenizer, input_file="")
         if tokenized.quarantine.num_rows:
             self._again.findings.append(f"{name}: {tokenized.quarantine.num_rows} texts cannot be tokenized again")
             return
-        vectors = self._encoder.encode(tokenized.sequences["input_ids"]).vectors  # (N, D)
-        found = np.asarray(stored.combine_chunks().flatten()).reshape(vectors.shape).astype(np.float32)
+        first = np.flatnonzero(tokenized.sequences["chunk_index"].to_numpy() == 0)
+        chunks, num_chunks = stored["chunk_index"].to_numpy(), tokenized.sequences["num_chunks"].to_numpy()[first]
+        for place in np.flatnonzero(chunks >= num_chunks):
+            self._again.findings.append(
+                f"{name}: row {rows[place]} is chunk {chunks[place]}, its text makes {num_chunks[place]}"
+            )
+        sequences = tokenized.sequences.take(pa.array(first + np.minimum(chunks, num_chunks - 1)))
+        vectors = self._encoder.encode(sequences["input_ids"]).vectors  # (N, D)
+        found = np.asarray(stored["vector"].combine_chunks().flatten()).reshape(vectors.shape).astype(np.float32)
         cosines = (found * vectors).sum(1) / np.maximum(np.linalg.norm(found, axis=1), 1e-9)
         self._again.rows += len(rows)
         self._again.min_cosine = min(self._again.min_cosine, float(cosines.min()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import numpy as np
@@ -114,20 +114,28 @@ class SplitChecker:
             checked.findings.append(f"{name} has {table.num_rows} rows, {shard['num_rows']} are listed")
             return None
         table = table.combine_chunks()
-        checked.findings += (f"{name}: {what}" for what in self._rows(table, keep, split))
+        checked.findings += (f"{name}: {what}" for what in self._rows(table, keep, split, shard))
         checked.findings += (f"{name}: {what}" for what in self._vectors(table, shard))
         return table["doc_id"]
 
-    def _rows(self, table: pa.Table, keep: list[str], split: Row) -> Iterator[str]:
+    def _rows(self, table: pa.Table, keep: list[str], split: Row, shard: Row) -> Iterator[str]:
         chunk = table["chunk_index"].to_numpy()
         is_first = chunk == 0
         goes_on = np.concatenate([[False], chunk[1:] == chunk[:-1] + 1]) if len(chunk) else is_first
         ids = table["doc_id"]
         if len(chunk) > 1:
             goes_on[1:] &= pc.equal(ids[1:], ids[:-1]).to_numpy()
-        wrong = ~(is_first | goes_on) | (chunk >= table["num_chunks"].to_numpy())
+        num_chunks = table["num_chunks"].to_numpy()
+        is_final = np.append(is_first, True)[1:]
+        wrong = ~(is_first | goes_on) | (chunk >= num_chunks)
+        is_cut = is_final != (chunk + 1 == num_chunks)
         if wrong.any():
             yield _some("chunks are out of order", wrong)
+        elif is_cut.any():
+            yield _some("num_chunks is not how many there are", is_cut)
+        in_shard = shard["num_rows"] if shard["num_documents"] is None else shard["num_documents"]
+        if is_first.sum() != in_shard:
+            yield f"{is_first.sum()} documents, {in_shard} are listed"
         needed = split["num_documents"] - split["num_quarantined"]
         if is_first.sum() != needed:
             yield f"{is_first.sum()} documents, its split has {needed} that are not in quarantine"
@@ -191,7 +199,7 @@ class SplitChecker:
         if record is None:
             yield f"{shard['file']} is listed, and its attempt has no record"
             return
-        listed = ShardFile(**{key: shard[key] for key in ("file", "size", "checksum", "num_rows", "vector_begin")})
+        listed = ShardFile(**{field.name: shard[field.name] for field in fields(ShardFile)})
         if record.shard != listed or record.compute != shard["compute"]:
             yield f"{name} speaks of another shard than the one listed, {shard['file']}"
         quarantine = (record.quarantine.file, record.quarantine.checksum) if record.quarantine else (None, None)

@@ -106,8 +106,6 @@ def test_a_missing_required_key_is_named(section: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"encoder.overlong": "chunk"},
-        {"encoder.chunk": {"tokens": 128}},
         {"encoder.truncate_dim": 64},
         {"encoder.trust_remote_code": True},
     ],
@@ -117,6 +115,22 @@ def test_what_is_not_built_yet_is_refused_never_half_done(overrides: dict[str, A
     with pytest.raises(NotSupportedError, match="^not supported yet: ") as error:
         config(overrides)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "sentence"),
+    [
+        ({"encoder.chunk": {"tokens": 128}}, "encoder.chunk is set, and encoder.overlong is truncate"),
+        (
+            {"encoder.overlong": "chunk", "encoder.chunk": {"tokens": 32}},
+            "encoder.chunk.overlap_tokens: 32 is not below encoder.chunk.tokens: 32",
+        ),
+    ],
+    ids=str,
+)
+def test_chunks_that_make_no_sense_are_refused(encoder: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(encoder)
 
 
 def test_the_template_names_its_columns_each_once() -> None:

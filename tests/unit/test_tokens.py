@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.chunks import Chunk, Chunker, UnchunkableError
 from pipeline.config import EncoderSettings
 from pipeline.errors import ModelError
 from pipeline.model import ModelDescription, describe_model
@@ -147,7 +148,7 @@ def test_characters_are_counted_not_bytes(tiny: Path) -> None:
 def test_pieces_do_not_change_the_answer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, tokenizer = loaded(tiny)
     whole = tokenize(documents(TEXTS), tokenizer, input_file="f")
-    monkeypatch.setattr("pipeline.tokens._PIECE_BYTES", 20)
+    monkeypatch.setattr("pipeline.tokens.sequences._PIECE_BYTES", 20)
     assert tokenize(documents(TEXTS), tokenizer, input_file="f").sequences.equals(whole.sequences)
 
 
@@ -304,3 +305,116 @@ def test_ids_are_int32_without_python_lists_between(tiny: Path) -> None:
     _, tokenizer = loaded(tiny)
     ids = tokenize(documents(["the time"]), tokenizer, input_file="f").sequences["input_ids"].combine_chunks()
     assert ids.values.to_numpy(zero_copy_only=True).dtype == np.int32
+
+
+# -- chunks ----------------------------------------------------------------------
+
+LONG = "the time said that they would be there. " * 40
+
+
+def test_a_document_that_does_not_fit_is_cut_into_chunks_and_the_others_are_what_they_were(tiny: Path) -> None:
+    texts = ["the time", LONG, "x", "a" * 30 + " " + "the " * 200, "there"]
+    keep = {"lang": pa.array(["a", "b", None, "d", "e"])}
+    _, cutting = loaded(tiny, overlong="chunk", prompt="to: ")
+    _, truncating = loaded(tiny, prompt="to: ")
+    found = tokenize(documents(texts, **keep), cutting, input_file="f").sequences
+    rows = found.to_pylist()
+    assert [row["doc_id"] for row in rows] == sorted(row["doc_id"] for row in rows), "the documents' order"
+    for number, text in enumerate(texts):
+        chunks = [row for row in rows if row["doc_id"] == f"d{number}"]
+        assert [row["chunk_index"] for row in chunks] == list(range(len(chunks)))
+        assert {row["num_chunks"] for row in chunks} == {len(chunks)}
+        assert (len(chunks) > 1) == (number in (1, 3))
+        assert {(row["lang"], row["row"], row["truncated"]) for row in chunks} == {
+            (keep["lang"][number].as_py(), number, False)
+        }
+        assert {row["content_hash"] for row in chunks} == {documents(texts)["content_hash"][number].as_py()}
+        for row in chunks:
+            assert row["num_tokens"] == len(row["input_ids"]) <= 48
+        assert (chunks[0]["char_begin"], chunks[-1]["char_end"]) == (0, len(text.strip()))
+        own = [text[row["char_begin"] : row["char_end"]] for row in chunks]
+        assert [row["input_ids"] for row in chunks] == [truncating.backend.encode("to: " + part).ids for part in own]
+    assert len({row["row_hash"] for row in rows}) == len(rows)
+    # Those that fit are to the bit what they are where documents are truncated.
+    plain = tokenize(documents(texts, **keep), truncating, input_file="f").sequences
+    single = found.filter(pa.compute.equal(found["num_chunks"], 1))
+    assert single.equals(plain.take([0, 2, 4]))
+
+
+def test_the_text_of_a_chunk_is_its_own(tiny: Path) -> None:
+    _, tokenizer = loaded(tiny, overlong="chunk")
+    texts = ["  one ", LONG]
+    rows = tokenize(documents(texts), tokenizer, input_file="f", with_text=True).sequences.to_pylist()
+    assert rows[0]["text"] == "  one "
+    assert [row["text"] for row in rows[1:]] == [LONG[row["char_begin"] : row["char_end"]] for row in rows[1:]]
+
+
+def test_pieces_do_not_change_the_chunks(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = loaded(tiny, overlong="chunk")
+    texts = [*TEXTS, LONG, "so"]
+    whole = tokenize(documents(texts), tokenizer, input_file="f")
+    monkeypatch.setattr("pipeline.tokens.sequences._PIECE_BYTES", 20)
+    assert tokenize(documents(texts), tokenizer, input_file="f").sequences.equals(whole.sequences)
+
+
+def test_windows_of_fewer_tokens_than_the_model_takes(tiny: Path) -> None:
+    chunk = {"tokens": 12, "overlap_tokens": 4}
+    _, tokenizer = loaded(tiny, overlong="chunk", chunk=chunk, prompt="to: ")
+    _, plain = loaded(tiny)
+    rows = tokenize(documents(["the time " * 7, LONG]), tokenizer, input_file="f").sequences.to_pylist()
+    assert [row["num_chunks"] for row in rows if row["doc_id"] == "d0"] == [2, 2], "it fits the model, but no window"
+    assert max(row["num_tokens"] for row in rows) == 12 + 2 + 2
+    # Queries are the model's own length.
+    assert len(tokenizer.query_ids(["the " * 100])[0]) == len(plain.query_ids(["the " * 100])[0]) == 48
+
+
+def test_the_side_of_truncation_does_not_matter_to_chunks(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "left"))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    write_json(path / "tokenizer_config.json", {**config, "truncation_side": "left"})
+    (_, left), (_, right) = loaded(path, overlong="chunk"), loaded(tiny, overlong="chunk")
+    found = [tokenize(documents([LONG, "x"]), one, input_file="f").sequences for one in (left, right)]
+    assert found[0].equals(found[1])
+    query = "the " * 100 + "there"
+    assert left.query_ids([query])[0].tolist() == loaded(path)[1].query_ids([query])[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"chunk": {"tokens": 47}}, "encoder.chunk.tokens: 47 is above the 46 that .* takes"),
+        ({"chunk": {"tokens": 45}, "prompt": "to: "}, "encoder.chunk.tokens: 45 is above the 44 that .* takes"),
+        ({"prompt": "the " * 46}, "encoder.prompt: its 46 tokens leave none of the 46 of a chunk"),
+    ],
+)
+def test_windows_that_no_sequence_holds_are_refused(tiny: Path, settings: Any, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        loaded(tiny, overlong="chunk", **settings)
+
+
+def test_another_version_of_the_library_that_finds_the_places_is_refused(tiny: Path) -> None:
+    description = describe_model(tiny, EncoderSettings(model=str(tiny), overlong="chunk"))
+    assert description.chunk is not None
+    with pytest.raises(ModelError, match="the ICU library is version [0-9]+ here, and documents are cut by version 1"):
+        load_tokenizer(tiny, replace(description, chunk={**description.chunk, "icu": 1}))
+
+
+def test_a_document_that_cannot_be_cut_is_quarantined_and_costs_no_other(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tokenizer = loaded(tiny, overlong="chunk")
+    texts = ["one", LONG, "bad " * 100, "two"]
+    good = tokenize(documents(texts), tokenizer, input_file="f").sequences
+    cut = Chunker.chunks
+
+    def chunks(self: Chunker, text: str) -> list[Chunk]:
+        if "bad" in text:
+            raise UnchunkableError("cannot")
+        return cut(self, text)
+
+    monkeypatch.setattr(Chunker, "chunks", chunks)
+    found = tokenize(documents(texts), tokenizer, input_file="f")
+    assert found.sequences.equals(good.filter(pa.compute.not_equal(good["doc_id"], "d2")))
+    assert [(row["doc_id"], row["reason"], row["message"]) for row in found.quarantine.to_pylist()] == [
+        ("d2", "encode_failed", "cannot")
+    ]

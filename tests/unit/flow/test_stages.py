@@ -302,3 +302,112 @@ def test_ray_data_does_not_write_secrets_into_its_metadata(tiny: Path, tmp_path:
         )
     )
     assert "planted" not in repr(context)
+
+
+# -- documents in chunks ---------------------------------------------------------
+
+
+def chunking(folder: Path, model: Path, **store: Any) -> FlowContext:
+    context = make_context(folder, model, **store)
+    encoder = context.config.encoder.model_copy(update={"overlong": "chunk"})
+    description = describe_model(model, encoder)
+    return replace(context, config=context.config.model_copy(update={"encoder": encoder}), model=description)
+
+
+LONG_LINES = [{"id": f"d{i}", "text": f"the text of {i}. " * (30 if i % 2 else 1), "lang": "en"} for i in range(6)]
+
+
+def read_shard(context: FlowContext, written: Written) -> pa.Table:
+    assert written.record is not None, written.report
+    return pq.read_table(pa.BufferReader(context.store_storage.read(written.record.shard.file)))
+
+
+def read_quarantine(context: FlowContext, written: Written) -> list[dict[str, Any]]:
+    assert written.record is not None, written.report
+    assert written.record.quarantine is not None
+    rows: list[dict[str, Any]] = pq.read_table(
+        pa.BufferReader(context.store_storage.read(written.record.quarantine.file))
+    ).to_pylist()
+    return rows
+
+
+def test_a_chunk_without_a_vector_costs_its_document_and_no_other(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = chunking(tmp_path / "clean", tiny)
+    [clean] = run_stages(context, work_on(context, LONG_LINES))
+    expected = read_shard(context, clean)
+    chunks = expected["doc_id"].to_pylist()
+    assert chunks.count("d1") > 2
+    bad = [chunks.index("d1") + 1, chunks.index("d1") + 2, chunks.index("d4")]
+    real = Encoder.encode
+
+    def encode(self: Encoder, input_ids: Any, **options: Any) -> EncodedSplit:
+        made = real(self, input_ids)
+        return EncodedSplit(made.vectors, made.num_padded_tokens, invalid=bad[1:], failed={bad[0]: "no such luck"})
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    context = chunking(tmp_path / "bad", tiny, quarantine_text=True)
+    [written] = run_stages(context, work_on(context, LONG_LINES))
+    record = written.record
+    assert record is not None
+    assert (record.num_documents, record.num_quarantined, record.shard.num_documents) == (6, 2, 4)
+    assert record.reasons == {"encode_failed": 1, "invalid_vector": 1}
+    kept = expected.filter(pa.compute.invert(pa.compute.is_in(expected["doc_id"], pa.array(["d1", "d4"]))))
+    assert read_shard(context, written).drop_columns("vector").equals(kept.drop_columns("vector"))
+    rows = read_quarantine(context, written)
+    assert [(row["doc_id"], row["reason"]) for row in rows] == [("d1", "encode_failed"), ("d4", "invalid_vector")]
+    assert rows[0]["message"] == "chunk 1: no such luck"
+    assert [row["text"] for row in rows] == [LONG_LINES[1]["text"].rstrip(), LONG_LINES[4]["text"]]
+
+
+def test_a_document_whose_chunk_kills_the_encoder_is_quarantined_whole_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = chunking(tmp_path, tiny)
+    [work] = Work.from_batch(work_on(context, LONG_LINES))
+    [row] = ReadStage(context)(pa.Table.from_pylist([work.to_item()]))
+    documents = Row.unpack(row).documents
+    poison = documents["input_ids"][documents["doc_id"].to_pylist().index("d3") + 2].as_py()
+    forward, deaths, marks = Encoder._forward, list[int](), list[str]()
+
+    def killing(self: Encoder, ids: Any, mask: Any) -> Any:
+        if any(line[: len(poison)] == poison for line in ids.tolist()):
+            deaths.append(len(ids))
+            raise Killed
+        return forward(self, ids, mask)
+
+    put = Storage.put
+
+    def counting(self: Storage, name: str, data: Any) -> Any:
+        marks.append(name)
+        return put(self, name, data)
+
+    monkeypatch.setattr(Encoder, "_forward", killing)
+    monkeypatch.setattr(Storage, "put", counting)
+    ledger = Ledger(context.store_storage, context.run_id)
+    for _ in range(6):
+        item = replace(work, trial=ledger.trial(work.split)).to_item()
+        marks.clear()
+        try:
+            [written] = run_stages(context, pa.Table.from_pylist([item]))
+            break
+        except Killed:
+            assert ledger.learn([work.split], lambda node_id: True)
+    assert deaths[-2:] == [1, 1]
+    record = written.record
+    assert record is not None, written.report
+    assert (record.reasons, record.num_quarantined) == ({"killed_process": 1}, 1)
+    shard = read_shard(context, written)
+    assert set(shard["doc_id"].to_pylist()) == {"d0", "d1", "d2", "d4", "d5"}
+    assert len(shard) == documents.filter(pa.compute.not_equal(documents["doc_id"], "d3")).num_rows
+    attempts = [name for name in marks if "-read" not in name and "/attempts/" in name]
+    assert len(attempts) <= 5 + 2, "a mark a document in doubt, not one a chunk"
+
+
+def test_more_chunks_than_a_shard_takes_are_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.write.MAX_SHARD_ROWS", 10)
+    context = chunking(tmp_path, tiny)
+    [written] = run_stages(context, work_on(context, LONG_LINES))
+    assert (written.report.status, written.report.exit_code) == ("failed", 2)
+    assert "chunks, and a shard takes 10; lower splits.max_bytes or raise encoder.chunk.tokens" in written.report.error

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import EncoderSettings
 from pipeline.errors import ModelError, NotSupportedError, UsageError
-from pipeline.model import ModelDescription, check_files, describe_model
+from pipeline.model import ModelDescription, check_files, describe_model, encoder_fingerprint
 from tests.models import make_model, minilm_path, write_json
 
 
@@ -103,6 +103,23 @@ def test_the_template_and_overrides_change_the_fingerprint(folder: Path) -> None
         describe(folder, pooling="max").fingerprint("{text}"),
     }
     assert len(others | {found.fingerprint("{text}")}) == 5
+
+
+def test_the_fingerprint_of_a_model_whose_long_documents_are_truncated_is_what_it_always_was() -> None:
+    assert describe(minilm_path()).fingerprint("{text}") == "5b3566d8b054e236"
+
+
+def test_how_long_documents_are_cut_changes_the_fingerprint(folder: Path) -> None:
+    cut: list[dict[str, Any]] = [{}, {"chunk": {"tokens": 40}}, {"chunk": {"overlap_tokens": 8}}]
+    found = [describe(folder, overlong="chunk", **settings) for settings in cut]
+    fingerprints = {description.fingerprint("{text}") for description in [describe(folder), *found]}
+    assert len(fingerprints) == 4
+    spelled_out = found[0].spelled_out("{text}")
+    assert spelled_out["overlong"] == "chunk"
+    assert set(spelled_out["chunk"]) == {"name", "rules", "icu", "tokens", "overlap_tokens"}
+    for name, value in (("rules", 0), ("icu", 1)):
+        other = {**spelled_out, "chunk": {**spelled_out["chunk"], name: value}}
+        assert encoder_fingerprint(other) not in fingerprints
 
 
 def test_place_name_compute_and_query_prompt_do_not_change_the_fingerprint(folder: Path, tiny: Path) -> None:
