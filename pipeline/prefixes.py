@@ -7,16 +7,28 @@ enough words follow the last of them: a tokenizer's model sees one word (a piece
 pre-tokenizer) at a time, so that what comes after the cut can change only the words next to it.
 White space alone would not do: many languages have none, and a word may be cut anywhere.
 
-A text that is one word to its tokenizer is encoded whole, however long.
+A text that is one word to its tokenizer is encoded whole, however long. Only to BERT's WordPiece a word
+of more than a hundred characters is unknown whatever it holds, so that of a long run of letters and
+digits the ends are enough (`squeeze`). Of Unigram and BPE nothing like it holds: how the begin of a
+word is cut may depend on its end.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pipeline.errors import Interrupted
 
@@ -24,6 +36,10 @@ from pipeline.errors import Interrupted
 # characters: longer than any added token, such as "<|endoftext|>", of which a cut makes several words.
 _WORDS_BEHIND = 16
 _CHARS_BEHIND = 256
+
+# What stays of a long run at either end: longer than any word that WordPiece looks into, and than any added token.
+_RUN_ENDS = 512
+_RUN = re.compile(rf"(?<![0-9A-Za-z])[0-9A-Za-z]{{{2 * _RUN_ENDS + 1},}}")
 
 NO_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted)
 """What must pass where anything else is a document's failure: a panic in the tokenizers library is no Exception."""
@@ -68,6 +84,53 @@ def encode_texts(
         todo = np.array(again, np.int64)
         first_chars = first_chars and 2 * first_chars
     return encodings, failed
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """Texts without the inside of long runs of letters and digits."""
+
+    texts: pa.StringArray
+    gaps: Mapping[int, list[tuple[int, int]]]
+    """Of the texts that have any: (place in the squeezed text, characters left out there), in order."""
+
+    def place(self, index: int, place: int) -> int:
+        """Where in the text of that index a place in its squeezed text is."""
+        return place + sum(num for gap, num in self.gaps.get(index, ()) if gap < place)
+
+
+def squeeze(texts: pa.StringArray, num_chars: npt.NDArray[np.int64], first_chars: int) -> Squeezed:
+    """The texts of more than `first_chars` characters squeezed: to a backend that `squeezes`, the same tokens."""
+    gaps: dict[int, list[tuple[int, int]]] = {}
+    for index in np.flatnonzero(num_chars > first_chars).tolist():
+        text, begin, made, size = texts[index].as_py(), 0, [], 0
+        for run in _RUN.finditer(text):
+            kept = text[begin : run.start() + _RUN_ENDS]
+            begin = run.end() - _RUN_ENDS
+            size += len(kept)
+            made.append(kept)
+            gaps.setdefault(index, []).append((size, begin - run.start() - _RUN_ENDS))
+        if made:
+            before, after = texts[:index], texts[index + 1 :]
+            texts = pa.concat_arrays([before, pa.array(["".join([*made, text[begin:]])], pa.string()), after])
+    return Squeezed(texts, gaps)
+
+
+def squeezes(backend: Tokenizer) -> bool:
+    """Whether a long run of ASCII letters and digits is within one word, unknown for its length alone."""
+    parts: list[Any] = [] if backend.normalizer is None else [backend.normalizer]
+    if isinstance(backend.normalizer, NormalizerSequence):
+        parts = [backend.normalizer[index] for index in range(len(backend.normalizer))]
+    return (
+        isinstance(backend.model, WordPiece)
+        and backend.model.max_input_chars_per_word < _RUN_ENDS
+        and isinstance(backend.pre_tokenizer, BertPreTokenizer)
+        and all(isinstance(part, BertNormalizer | Lowercase) for part in parts)
+        and all(
+            len(token.content) < _RUN_ENDS and not (token.content.isascii() and token.content.isalnum())
+            for token in backend.get_added_tokens_decoder().values()
+        )
+    )
 
 
 def own_span(encoding: Encoding) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from pipeline.chunks import CHARS_PER_TOKEN, Chunker, chunker_rules
 from pipeline.errors import ModelError, NotSupportedError, StorageFault
 from pipeline.model import ModelDescription, cache_path, check_files
+from pipeline.prefixes import squeezes
 
 _RESOLVE = """
 import sys
@@ -49,6 +50,8 @@ class SequenceTokenizer:
     query_prompt: str
     first_chars: int | None = None
     """Characters of a text that are encoded first; None: all, since the end of a text is what is kept."""
+    squeezes: bool = False
+    """See `pipeline.prefixes.squeezes`."""
     chunker: Chunker | None = None
     """Of the same backend; None: documents are truncated."""
 
@@ -108,7 +111,8 @@ def _load(folder: Path, description: ModelDescription) -> SequenceTokenizer:
     chunker = _chunker(backend, description, description.max_tokens - num_special)
     if chunker is not None:
         first_chars = chunker.max_tokens * CHARS_PER_TOKEN
-    return SequenceTokenizer(backend, description.prompt, description.query_prompt, first_chars, chunker)
+    prompts = (description.prompt, description.query_prompt)
+    return SequenceTokenizer(backend, *prompts, first_chars, squeezes(backend), chunker)
 
 
 def _chunker(backend: Tokenizer, description: ModelDescription, room: int) -> Chunker | None:

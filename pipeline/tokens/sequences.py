@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from tokenizers import Encoding
 
 from pipeline.chunks import Chunk, Chunker, UnchunkableError
-from pipeline.prefixes import NO_FAILURES, encode_texts, own_span
+from pipeline.prefixes import NO_FAILURES, Squeezed, encode_texts, own_span, squeeze
 from pipeline.row_hashes import row_hashes
 from pipeline.schema import DOCUMENT_FIELDS, QUARANTINE_SCHEMA, SEQUENCE_FIELDS
 from pipeline.tokens.load import SequenceTokenizer
@@ -116,8 +116,17 @@ def _encode(tokenizer: SequenceTokenizer, texts: pa.StringArray) -> _Encoded:
     num_chars = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)
     if tokenizer.chunker is not None:
         tokenizer.backend.enable_truncation(tokenizer.chunker.max_tokens)
+    first_chars = tokenizer.first_chars
+    if first_chars is not None and tokenizer.squeezes:
+        short = squeeze(texts, num_chars, first_chars)
+    else:
+        short = Squeezed(texts, {})
     encodings, failed = encode_texts(
-        tokenizer.backend, texts, num_chars, prompt=tokenizer.prompt, first_chars=tokenizer.first_chars
+        tokenizer.backend,
+        short.texts,
+        pc.utf8_length(short.texts).to_numpy(zero_copy_only=False).astype(np.int64) if short.gaps else num_chars,
+        prompt=tokenizer.prompt,
+        first_chars=first_chars,
     )
     made: list[list[_Sequence]] = []
     for index, encoding in enumerate(encodings):
@@ -130,7 +139,11 @@ def _encode(tokenizer: SequenceTokenizer, texts: pa.StringArray) -> _Encoded:
             else:
                 made.append([_Sequence(*chunk, truncated=False) for chunk in chunks])
         else:
-            made.append([_sequence(encoding, int(num_chars[index]), len(tokenizer.prompt))])
+            sequence = _sequence(encoding, int(num_chars[index]), len(tokenizer.prompt))
+            if sequence.truncated:
+                ends = (short.place(index, sequence.begin), short.place(index, sequence.end))
+                sequence = sequence._replace(begin=ends[0], end=ends[1])
+            made.append([sequence])
     rows = list(chain.from_iterable(made))
     return _Encoded(
         len(texts),

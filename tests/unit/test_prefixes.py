@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline.errors import Interrupted
-from pipeline.prefixes import encode_texts, own_span
+from pipeline.prefixes import encode_texts, own_span, squeeze, squeezes
 from tests.models import minilm_path
 
 MAX_TOKENS = 6
@@ -161,3 +161,58 @@ def test_a_panic_costs_one_document() -> None:
 def test_what_ends_the_run_is_no_failure_of_a_document(error: BaseException) -> None:
     with pytest.raises(type(error)):
         encode(Panics(error), ["one", "bad"])
+
+
+# -- long words ------------------------------------------------------------------
+
+RUNS = st.builds(
+    lambda letters, num: (letters * num)[:num], st.sampled_from(["a", "f0", "Ab9"]), st.integers(900, 1500)
+)
+WITH_RUNS = st.builds("".join, st.lists(st.one_of(RUNS, RUNS, PIECES), min_size=1, max_size=6))
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=WITH_RUNS)
+@example(text="a" * 1025 + "\u0301 b")
+@example(text="é" + "a" * 2000 + "北" + "b" * 2000 + "[SEP]" + "c" * 2000 + " d e f g h")
+@example(text="x y " + "a" * 1025)
+def test_a_text_without_the_inside_of_its_long_words_has_the_same_tokens(text: str, backends: list[Tokenizer]) -> None:
+    backend = backends[0]
+    assert squeezes(backend)
+    array = pa.array(["b", text, "c"], pa.string())
+    found = squeeze(array, pc.utf8_length(array).to_numpy(zero_copy_only=False), 100)
+    assert found.texts[0].as_py() == "b"
+    assert found.texts[2].as_py() == "c"
+    whole, short = backend.encode(text), backend.encode(found.texts[1].as_py())
+    assert short.ids == whole.ids
+    spans = [[encoding, *encoding.overflowing] for encoding in (whole, short)]
+    for one, other in zip(*spans, strict=True):
+        assert other.ids == one.ids
+        assert [(found.place(1, begin), found.place(1, end)) for begin, end in other.offsets] == one.offsets
+
+
+@pytest.mark.parametrize("text", ["a" * 10**7, "f0" * 5_000_000 + " the end", "x " * 3 + "b" * 10**7])
+def test_10_mb_of_one_word_are_not_tokenized(text: str) -> None:
+    array = pa.array([text], pa.string())
+    found = squeeze(array, pc.utf8_length(array).to_numpy(zero_copy_only=False), 1000)
+    assert len(found.texts[0].as_py()) < 1100
+    assert found.place(0, len(found.texts[0].as_py())) == len(text)
+
+
+def test_other_tokenizers_look_into_long_words() -> None:
+    def changed(**parts: object) -> Tokenizer:
+        backend = minilm(MAX_TOKENS)
+        for name, part in parts.items():
+            setattr(backend, name, part)
+        return backend
+
+    assert squeezes(changed())
+    assert squeezes(changed(normalizer=normalizers.Sequence([normalizers.Lowercase(), normalizers.BertNormalizer()])))
+    assert not squeezes(words(MAX_TOKENS))
+    assert not squeezes(changed(pre_tokenizer=pre_tokenizers.Digits()))
+    assert not squeezes(changed(normalizer=normalizers.Replace("a", " ")))
+    long_words = models.WordPiece({"[UNK]": 0}, max_input_chars_per_word=5000)
+    assert not squeezes(changed(model=long_words))
+    backend = changed()
+    backend.add_tokens([AddedToken("abc")])
+    assert not squeezes(backend)
