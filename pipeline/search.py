@@ -97,8 +97,8 @@ class QueryEncoder:
             raise StoreError(
                 f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
                 f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, "
-                "prompt, max_tokens or input.text differ; search with the config that embedded it, or embed again "
-                "into another store"
+                "prompt, max_tokens, truncate_dim or input.text differ; search with the config that embedded it, or "
+                "embed again into another store"
             )
         self._tokenizer = load_tokenizer(path, model)
         self._encoder = Encoder(path, model, compute=settings.compute, token_budget=settings.token_budget)
@@ -112,7 +112,7 @@ class QueryEncoder:
         for query in queries:
             if not query.strip():
                 raise UsageError(f"a query is empty: {query!r}")
-        encoded = self._encoder.encode(self._tokenizer.query_ids(queries))
+        encoded = self._encoder.encode(self._tokenizer.query_ids(queries), queries=True)
         bad = [*encoded.invalid, *encoded.failed]
         if bad:
             raise UsageError(f"a query cannot be encoded: {queries[bad[0]][:80]!r}")

@@ -45,6 +45,9 @@ class Chunk(Section):
         return self
 
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
 class EncoderSettings(Section):
     """The model and how it is used."""
 
@@ -53,12 +56,13 @@ class EncoderSettings(Section):
     revision: str | None = None
     prompt: str | None = None
     query_prompt: str | None = None
-    pooling: Literal["cls", "mean", "max"] | None = None
+    pooling: PoolingMode | None = None
     """Overrides the model's own."""
     max_tokens: int | None = Field(default=None, gt=2)
     overlong: Literal["truncate", "chunk"] = "truncate"
     chunk: Chunk = Chunk()
-    truncate_dim: int | None = None
+    truncate_dim: int | None = Field(default=None, gt=0)
+    """The first so many dimensions, of unit norm again; None: as many as the model says."""
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     token_budget: Literal["auto"] | int = "auto"
     """Most padded tokens (B x L) in one forward pass."""
@@ -74,8 +78,6 @@ class EncoderSettings(Section):
     def _supported(self) -> EncoderSettings:
         if self.overlong != "chunk" and self.chunk != Chunk():
             raise ConfigError("encoder.chunk is set, and encoder.overlong is truncate; set encoder.overlong=chunk")
-        if self.truncate_dim is not None:
-            raise NotSupportedError(f"encoder.truncate_dim: {self.truncate_dim}")
         if self.trust_remote_code:
             raise NotSupportedError("encoder.trust_remote_code: true; no code of a model is ever run")
         if isinstance(self.token_budget, int) and self.token_budget < 1:

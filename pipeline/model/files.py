@@ -39,7 +39,7 @@ def weight_files(folder: Path, name: str) -> list[str]:
         only = f"only pickled ones ({', '.join(pickled[:3])})" if pickled else "none"
         raise ModelError(
             f"no safetensors weights in the model {name}: {folder} has {only}, and pickles are never read; "
-            "save it again with save_pretrained, which writes model.safetensors"
+            "load it with what made it and save it again with save_pretrained, which writes model.safetensors"
         )
     for file in files:
         if not (folder / file).is_file():
@@ -50,6 +50,15 @@ def weight_files(folder: Path, name: str) -> list[str]:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"weights cannot be read: {folder / file}: {error}; fetch the model again") from None
     return files
+
+
+def weight_shapes(folder: Path, files: list[str]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each tensor in the safetensors files of `folder`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(str(folder / file), framework="np") as tensors:
+            shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return shapes
 
 
 def tokenizer_files(folder: Path, name: str) -> list[str]:

@@ -60,6 +60,17 @@ class SequenceTokenizer:
         encodings = self.backend.encode_batch([self.query_prompt + query for query in queries])
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def num_prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a sequence that are the prompt's, as sentence-transformers counts them: those of the prompt alone.
+
+        A special token at its end does not count: it would come after the text.
+        """
+        if not prompt:
+            return 0
+        ids = self.backend.encode(prompt).ids
+        special = {token for token, added in self.backend.get_added_tokens_decoder().items() if added.special}
+        return len(ids) - (ids[-1] in special)
+
 
 # By folder and by all of the description that a tokenizer depends on.
 _loaded: dict[tuple[str, str], SequenceTokenizer] = {}

@@ -125,7 +125,6 @@ NOT_YET = [
     Case("another storage", given("input.uri=gs://bucket/x"), ("not supported yet", "gs://bucket/x", "s3://")),
     Case("another storage for the store", given("store.uri=gs://b/x"), ("not supported yet", "gs://b/x", "s3://")),
     Case("chunks", given("encoder.overlong=chunk"), ("not supported yet", "chunk", "truncated")),
-    Case("truncated vectors", given("encoder.truncate_dim=16"), ("not supported yet", "encoder.truncate_dim", "16")),
     Case("remote code", given("encoder.trust_remote_code=true"), ("not supported yet", "encoder.trust_remote_code")),
     Case("a file of a later format", with_file("t.csv", b"a,b\n"), ("not supported yet", "t.csv", ".parquet")),
 ]  # fmt: skip
@@ -245,11 +244,6 @@ def cross_encoder(job: Job) -> list[str]:
     return []
 
 
-def without_modules(job: Job) -> list[str]:
-    (_model(job) / "modules.json").unlink()
-    return []
-
-
 def other_module(kind: str) -> Callable[[Job], list[str]]:
     def change(job: Job) -> list[str]:
         path = _model(job) / "modules.json"
@@ -272,12 +266,12 @@ MODELS = [
     Case("torn weights", torn_weights, ("model.safetensors", "fetch")),
     Case("decoder-only without pooling", decoder_only, ("decoder-only", "Qwen3ForCausalLM", "last token", "give")),
     Case("a cross-encoder", cross_encoder, ("BertForSequenceClassification", "sentence-embedding model")),
-    Case("a plain transformers folder", without_modules, ("not supported yet", "/model", "save it")),
     Case(
         "a module to come",
-        other_module("sentence_transformers.models.Dense"),
-        ("not supported yet", "Dense", "Pooling"),
+        other_module("sentence_transformers.models.LSTM"),
+        ("not supported yet", "LSTM", "Pooling"),
     ),
+    Case("more dimensions than the model has", given("encoder.truncate_dim=33"), ("33", "32 dimensions")),
     Case("code of its own", other_module("custom_st.Transformer"), ("custom_st.Transformer", "no code")),
     Case("more tokens than positions", given("encoder.max_tokens=65"), ("65", "64 positions")),
     Case("a revision of a folder", given("encoder.revision=main"), ("encoder.revision", "leave it out")),

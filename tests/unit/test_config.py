@@ -106,7 +106,6 @@ def test_a_missing_required_key_is_named(section: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"encoder.truncate_dim": 64},
         {"encoder.trust_remote_code": True},
     ],
     ids=str,
@@ -131,6 +130,13 @@ def test_what_is_not_built_yet_is_refused_never_half_done(overrides: dict[str, A
 def test_chunks_that_make_no_sense_are_refused(encoder: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         config(encoder)
+
+
+@pytest.mark.parametrize("overrides", [{"encoder.pooling": "loudest"}, {"encoder.truncate_dim": 0}], ids=str)
+def test_a_pooling_or_a_width_that_there_is_not_is_refused(overrides: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="|".join(overrides)):
+        config(overrides)
+    assert config({"encoder.pooling": "lasttoken", "encoder.truncate_dim": 64}).encoder.truncate_dim == 64
 
 
 def test_the_template_names_its_columns_each_once() -> None:

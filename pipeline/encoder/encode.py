@@ -1,6 +1,6 @@
-"""Token batches -> unit vectors: load the model, forward, pool, normalize.
+"""The encoder: token batches through the model.
 
-The encoder works through one split at a time: token batches over the whole split (see
+It works through one split at a time: token batches over the whole split (see
 `pipeline.batching`), a forward pass each, pooling and norm in float32. Three things can go wrong
 with a batch, and none costs another document:
 
@@ -18,7 +18,10 @@ Reduced precision is the plain one, the whole model in bfloat16 or float16: over
 cosine to float32 is 0.99996 on average and 0.9999 at worst, at three to four times the speed
 (jobs/benchmark.md). Autocast is nearer (0.99999) and was faster in no run.
 
-Runs where neither ray nor faiss is installed.
+Padding stands on the right, whatever side the model's tokenizer pads on, and is masked: a text has
+the positions it has alone. For a causal model no token sees what stands behind it, and rotary
+positions are relative, so that this equals padding on the left; where positions are absolute
+(gpt2), left padding would make a vector depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -35,13 +38,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
-from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from pipeline.batching import token_batches
-from pipeline.errors import AcceleratorFault, EnvironmentFault, ModelError, VecmillError
-from pipeline.model import ModelDescription, check_files
-from pipeline.pooling import normalize, pool
+from pipeline.encoder.faults import first_line, is_out_of_memory
+from pipeline.encoder.head import Head
+from pipeline.encoder.load import load_transformer
+from pipeline.errors import AcceleratorFault, EnvironmentFault, VecmillError
+from pipeline.model import ModelDescription
+from pipeline.tokens import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +107,11 @@ class Encoder:
         self.token_budget = auto_budget if token_budget == "auto" else token_budget
         """Only ever falls, when a batch does not fit into memory."""
         self.dim = description.dim
-        self._pooling = description.pooling
         self._pad_token_id = description.pad_token_id
-        folder = Path(path) / description.transformer
-        check_files(folder, description.weights, description.model)
-        self._model: Any = _load(folder, description, _DTYPES[self.compute]).to(self.device)
+        self._num_prompt_tokens = _num_prompt_tokens(path, description)
+        self._num_skipped = 0  # at the beginning of each of the sequences that are being encoded
+        self._model: Any = load_transformer(Path(path), description, _DTYPES[self.compute]).to(self.device)
+        self._head = Head(Path(path), description, self.device)
         self._probe()
 
     def encode(
@@ -116,6 +120,7 @@ class Encoder:
         *,
         alone: Sequence[int] = (),
         before: Callable[[Sequence[int]], None] = lambda batch: None,
+        queries: bool = False,
     ) -> EncodedSplit:
         """Encode sequences; the result is in their order, and no vector depends on its neighbours.
 
@@ -123,11 +128,13 @@ class Encoder:
             input_ids: N lists of token ids, as `pipeline.tokens` makes them.
             alone: indices of those that share no batch and come last.
             before: called with the indices of each batch before it is tried.
+            queries: whether they have the query prompt; else they have the documents'.
 
         Raises:
             AcceleratorFault: the device broke over a batch; this process cannot use it any more.
             EnvironmentFault: the device, not a document, is out of memory.
         """
+        self._num_skipped = self._num_prompt_tokens[queries]
         sequences = _Sequences.of(input_ids)
         vectors = torch.zeros((len(sequences.lengths), self.dim), dtype=torch.float32, device=self.device)
         failed: dict[int, str] = {}
@@ -168,14 +175,14 @@ class Encoder:
             vectors[torch.from_numpy(batch).to(self.device)] = self._forward(ids, mask)
         except torch.AcceleratorError as error:
             raise AcceleratorFault(
-                f"the accelerator {self.device} failed: {_first_line(error)}; run it again"
+                f"the accelerator {self.device} failed: {first_line(error)}; run it again"
             ) from error
         except Exception as error:
             longest = int(sequences.lengths[batch[0]])
             if is_out_of_memory(error):
                 problem = _Problem(f"does not fit into memory, {longest} tokens alone", out_of_memory=True)
             else:
-                problem = _Problem(f"{type(error).__name__}: {_first_line(error)}", out_of_memory=False)
+                problem = _Problem(f"{type(error).__name__}: {first_line(error)}", out_of_memory=False)
         else:
             return None
         if problem.out_of_memory and self.device.type == "cuda":
@@ -188,7 +195,7 @@ class Encoder:
         input_ids = torch.from_numpy(ids).to(self.device)
         real = torch.from_numpy(mask).to(self.device)
         hidden = self._model(input_ids=input_ids, attention_mask=real.long()).last_hidden_state  # (B, L, H)
-        return normalize(pool(hidden, real, self._pooling))
+        return self._head(hidden, real, num_skipped=self._num_skipped)
 
     def _learn(self, num_tokens: int) -> None:
         self.token_budget = max(1, min(self.token_budget, num_tokens // 2))
@@ -206,7 +213,7 @@ class Encoder:
                     f"{self.device} has no memory left for two tokens; free it and run again"
                 ) from error
             raise VecmillError(
-                f"the encoder fails on two tokens: {type(error).__name__}: {_first_line(error)}"
+                f"the encoder fails on two tokens: {type(error).__name__}: {first_line(error)}"
             ) from error
         if shape != (1, self.dim):
             raise VecmillError(f"the model's vectors are {shape}, described as (1, {self.dim}). This is a bug.")
@@ -257,39 +264,12 @@ def best_compute(device: torch.device) -> Compute:
     return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, the CPU's allocator or Python has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
-
-
-def _load(folder: Path, description: ModelDescription, dtype: torch.dtype) -> torch.nn.Module:
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model, found = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if is_out_of_memory(error):
-            raise EnvironmentFault(f"no memory to load {description.model}: {_first_line(error)}") from error
-        raise ModelError(f"model {description.model} cannot be loaded from {folder}: {_first_line(error)}") from error
-    # Transformers makes up random weights for those it misses; only the pooler's are never used.
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ModelError(
-            f"weights of {description.model} are not whole: {', '.join(missing[:3])} missing; fetch it again"
-        )
-    loaded: torch.nn.Module = model.eval()
-    return loaded
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _num_prompt_tokens(path: str | Path, description: ModelDescription) -> dict[bool, int]:
+    """Tokens of the prompt that pooling leaves out: of queries (True) and of documents (False)."""
+    if description.include_prompt:
+        return {False: 0, True: 0}
+    tokenizer = load_tokenizer(path, description)
+    return {
+        False: tokenizer.num_prompt_tokens(description.prompt),
+        True: tokenizer.num_prompt_tokens(description.query_prompt),
+    }

@@ -320,7 +320,7 @@ def test_it_runs_where_ray_and_faiss_are_not_installed(tiny: Path) -> None:
         "ids = load_tokenizer(path, description).query_ids(['the man'])\n"
         "print(Encoder(path, description).encode(ids).vectors.shape)\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code, tiny], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(1, 32)", done.stderr
     assert done.stderr == "", "what the libraries print is quiet"
