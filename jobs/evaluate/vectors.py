@@ -70,10 +70,10 @@ def tokenize_texts(texts: Sequence[str], tokenizer: SequenceTokenizer) -> pa.Chu
 def wrong_ways(settings: EncoderSettings) -> dict[str, Encode]:
     """Functions that encode texts wrongly, by what is wrong."""
     right = describe_model(fetch_model(settings, None), settings).pooling
-    other: Literal["cls", "mean"] = "mean" if right == "cls" else "cls"
+    other: Literal["cls", "mean"] = "mean" if right == ("cls",) else "cls"
     repooled = settings.model_copy(update={"pooling": other})
     return {
-        f"{other} for {right} pooling": lambda texts: encode_texts(repooled, texts)[0],
+        f"{other} for {' + '.join(right)} pooling": lambda texts: encode_texts(repooled, texts)[0],
         "without the mask": lambda texts: encode_texts(settings, texts, masked=False)[0],
     }
 

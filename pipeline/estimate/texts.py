@@ -69,7 +69,8 @@ def measure_texts(sample: Sample, tokenizer: SequenceTokenizer, max_tokens: int)
     truncated = sequences["truncated"].to_numpy()
     full = np.bincount(rows, lengths / _kept_share(documents, sequences), len(chosen)).astype(np.float64)
     # Between the blocks that were read and those that were not, lengths differ too.
-    between = _between_blocks(sample, np.minimum(num_bytes, max_tokens * _BYTES_PER_TOKEN))
+    most_bytes = np.inf if tokenizer.chunker is not None else max_tokens * _BYTES_PER_TOKEN
+    between = _between_blocks(sample, np.minimum(num_bytes, most_bytes))
     return Texts(
         num_documents=len(chosen),
         input_ids=sequences["input_ids"].combine_chunks(),

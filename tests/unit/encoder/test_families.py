@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import tokens
+from pipeline.tokens import load
 from tests.against_library import encode, encode_with_library, largest_difference
 from tests.families import FAMILIES, POOLINGS, make_family, make_texts, set_pooling
 
@@ -15,10 +15,10 @@ TOLERANCE = 1e-5
 
 
 def resolve_here(folder: Path, resolved: Path, name: str) -> None:
-    """What `tokens._resolve` asks a process of its own for, which takes seconds, in this one."""
+    """What `load._resolve` asks a process of its own for, which takes seconds, in this one."""
     argv, sys.argv = sys.argv, ["-c", str(folder), str(resolved)]
     try:
-        exec(tokens._RESOLVE, {})  # noqa: S102
+        exec(load._RESOLVE, {})  # noqa: S102
     finally:
         sys.argv = argv
 
@@ -29,7 +29,7 @@ def _fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)  # two that wait for each other take many times as long over models this small
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(tokens, "_resolve", resolve_here)
+        patch.setattr(load, "_resolve", resolve_here)
         yield
     torch.set_num_threads(before)
 
