@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow.compute as pc
 
 from jobs.cli import run
 from pipeline.config import load_config
@@ -113,7 +114,7 @@ def _figures(snapshot: Snapshot) -> dict[str, Any]:
         "model": manifest.encoder["model"],
         "dim": snapshot.dim,
         "shards": snapshot.shards.num_rows,
-        "splits": snapshot.splits.num_rows,
+        "splits": pc.count_distinct(snapshot.splits["split_id"]).as_py(),
         **manifest.accounting.model_dump(),
     }
 

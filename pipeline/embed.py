@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -166,7 +166,7 @@ class _Run:
                 if not plan.work:
                     return files, plan, session.figures if session else {}
                 if drive is not None and session is not None:
-                    lost = [item.split for item in plan.work if item.split.file.uri not in drive.changed_uris]
+                    lost = [item.split for item in plan.work if _is_fresh(item.split, drive.stale_uris)]
                     learned = bool(lost) and self._learn(ledger, lost, session)
                     is_fruitless = bool(lost) and not learned and not drive.num_recorded
                     num_fruitless = num_fruitless + 1 if is_fruitless else 0
@@ -199,6 +199,12 @@ class _Run:
 
     def _context(self, plan: Plan) -> FlowContext:
         log.info("%d splits of %d files to do", len(plan.work), len(plan.files))
+        if plan.num_repacked:
+            log.info(
+                "%d documents of files that did not change are embedded again: small files share a shard, and others "
+                "of it changed or are gone",
+                plan.num_repacked,
+            )
         return FlowContext(
             config=self.config,
             run_id=self.run_id,
@@ -283,6 +289,11 @@ class _Run:
             "run_id": self.run_id,
             "store_uri": redact_uri(self.planner.store.uri),
         }
+
+
+def _is_fresh(split: Split, stale_uris: Collection[str]) -> bool:
+    """Whether it is of no file of a split that was given up because the input changed."""
+    return all(file.uri not in stale_uris for file in split.files)
 
 
 def _tried_next(item: Work, ledger: Ledger) -> Work:

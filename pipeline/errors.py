@@ -88,7 +88,9 @@ class StorageFault(EnvironmentFault):
 
 
 class ChangedError(StorageFault):
-    """An object is no longer the one that was listed."""
+    """An object is no longer the one that was listed; `file_uri` says which where the reader of many knows."""
+
+    file_uri: str | None = None
 
 
 class CredentialsFault(EnvironmentFault):

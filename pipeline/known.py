@@ -6,11 +6,15 @@ the parent snapshot lists, then the least by name. Then `tile` chooses among cut
 the records alone, so whoever publishes picks the same.
 
 All records are sorted once, by file, range and that order; a file or a range is a slice of them.
+
+A pack counts by itself, whatever it was planned with: while all of its files are there and open. Of
+packs that have files in common the one of the higher generation is taken, then the parent's, then
+the larger, then the least id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +31,18 @@ Mask = npt.NDArray[np.bool_]
 
 # One for all: an empty set of its own would be half of what a planned split takes.
 _NO_CUTS: frozenset[Cut] = frozenset()
+
+
+@dataclass(frozen=True)
+class KnownPack:
+    """A pack that is recorded, of files that are all open."""
+
+    row: int
+    """Of `KnownRecords.records`."""
+    file_ids: tuple[str, ...]
+    last_uri: str
+    is_done: bool
+    """Whether its record counts; else it is to be made again, of the same files."""
 
 
 class KnownRecords:
@@ -48,6 +64,7 @@ class KnownRecords:
         is_done: Callable[[RecordTable], Mask] | None = None,
     ) -> None:
         self.records = RecordTable.of(records)
+        self._parent = parent
         self._codes = {file_id: code for code, file_id in enumerate(self.records.values("file_id"))}
         rows = _in_order(self.records, parent)
         chosen = rows[_first_of_each(self.records, rows)]
@@ -66,6 +83,38 @@ class KnownRecords:
             return self._done.rows[low:high]
         # A file that nothing ends is the usual one here: that of a run that was interrupted.
         return self._tile(low, high, 0, None) if self._done.last[low:high].any() else None
+
+    def is_known(self, file_id: str) -> bool:
+        """Whether a range of the file is recorded by itself."""
+        code = self._codes.get(file_id)
+        return code is not None and bool(self._chosen.bounds[code] < self._chosen.bounds[code + 1])
+
+    def packs(self, open_files: Collection[str]) -> list[KnownPack]:
+        """Recorded packs of these files (ids), none of which is in two of them."""
+        members = self.records.column("members")
+        if members.null_count == len(members):
+            return []
+        is_pack = members.is_valid().to_numpy(zero_copy_only=False)
+        rows = self._in_order_of_choice(self._chosen.rows[is_pack[self._chosen.rows]])
+        members = members.take(pa.array(rows))
+        uris, ids = (pc.struct_field(pc.list_flatten(members), name).to_pylist() for name in ("file_uri", "file_id"))
+        ends = np.cumsum(pc.list_value_length(members)).tolist()
+        is_done = np.isin(rows, self._done.rows).tolist()
+        packs, taken, begin = [], set[str](), 0
+        for row, done, end in zip(rows.tolist(), is_done, ends, strict=True):
+            file_ids, begin = tuple(ids[begin:end]), end
+            if all(file_id in open_files and file_id not in taken for file_id in file_ids):
+                taken.update(file_ids)
+                packs.append(KnownPack(row, file_ids, uris[end - 1], done))
+        return packs
+
+    def _in_order_of_choice(self, rows: Indices) -> Indices:
+        records = self.records.take(rows)
+        is_strange = _is_strange(records, self._parent)
+        sizes = pc.list_value_length(records.column("members")).to_numpy(zero_copy_only=False)
+        ids = as_bytes(records.column("split_id")).copy().view("S16").reshape(-1)
+        order = np.lexsort([ids, -sizes, is_strange, -records.numbers("generation")])
+        return rows[order]
 
     def covering(self, split: Split) -> Indices | None:
         """Rows of `records` that cover exactly the range of a planned split, under whatever cut; None if none do."""
@@ -152,11 +201,17 @@ class _Slices:
 def _in_order(records: RecordTable, parent: pa.FixedSizeBinaryArray | None) -> Indices:
     """Rows by file, range and `last`, and of the attempts of one range the chosen one first."""
     attempt = as_bytes(records.column("attempt")).view(">u8").reshape(-1)
-    is_strange = np.ones(len(records), np.bool_)
-    if parent is not None and len(parent):
-        is_strange = ~pc.is_in(records.keys(), value_set=parent).to_numpy(zero_copy_only=False)
+    is_strange = _is_strange(records, parent)
     ranges = [records.numbers(name) for name in ("last", "end", "begin", "file_id")]
     return np.lexsort([attempt, is_strange, -records.numbers("generation"), *ranges])
+
+
+def _is_strange(records: RecordTable, parent: pa.FixedSizeBinaryArray | None) -> Mask:
+    """Which records the parent does not list, (N,)."""
+    if parent is None or not len(parent):
+        return np.ones(len(records), np.bool_)
+    is_strange: Mask = ~pc.is_in(records.keys(), value_set=parent).to_numpy(zero_copy_only=False)
+    return is_strange
 
 
 def _first_of_each(records: RecordTable, rows: Indices) -> Mask:

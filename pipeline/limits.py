@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -54,7 +55,7 @@ class Totals:
         for text, num in zip(table.values("reasons"), per_code.tolist(), strict=True):
             reasons.update({reason: count * num for reason, count in orjson.loads(text).items() if num})
         unreadable: set[str] = set()
-        for splits in (table.table, carried_splits):
+        for splits in (table.by_file(), carried_splits):
             unreadable.update(splits.filter(pc.is_null(splits["num_counted"]))["file_uri"].to_pylist())
         return cls(
             _total(table.table, "num_documents") + _total(carried_splits, "num_documents"),
@@ -68,8 +69,8 @@ class Totals:
         self.num_documents += record.num_documents
         self.num_quarantined += record.num_quarantined
         self.reasons.update(record.reasons)
-        if record.num_counted is None:
-            self.unreadable.add(record.file_uri)
+        files = record.members or (record,)
+        self.unreadable.update(file.file_uri for file in files if file.num_counted is None)
 
     def is_over(self, limits: Limits, num_left: int = 0) -> bool:
         """Whether too many documents are in quarantine, also if `num_left` good ones are still to come."""
@@ -124,7 +125,7 @@ def refuse_deletions(
         LimitError: over `max_deleted_ratio`.
     """
     now = Counter(documents_by_uri(carried_splits))
-    now.update(documents_by_uri(RecordTable.of(records).table))
+    now.update(documents_by_uri(RecordTable.of(records).by_file()))
     gone = deleted_by_uri(documents_by_uri(parent_splits), now)
     num_gone, num_before = sum(gone.values()), _total(parent_splits, "num_documents")
     ratio = num_gone / max(1, num_before)
@@ -162,7 +163,7 @@ class LimitWatch:
         self._seen: set[str] = set()
         self._files: dict[str, _File] = {}
         least_line_bytes = _least_line_bytes(input)
-        for split in planned:
+        for split in chain.from_iterable(one.members or (one,) for one in planned):
             least = _least(split, input, least_line_bytes)
             file = self._files.setdefault(split.file.file_id, _File(least))
             if not split.in_rows:
@@ -179,11 +180,17 @@ class LimitWatch:
             return
         self._seen.add(record.split_id)
         self._totals.add(record)
-        file = self._files.get(record.file_id)
+        for member in record.members or ():
+            self._take(member.file_id, 0, member.end, is_last=True)
+        if record.members is None:
+            self._take(record.file_id, record.begin, record.end, is_last=record.last)
+
+    def _take(self, file_id: str, begin: int, end: int, *, is_last: bool) -> None:
+        file = self._files.get(file_id)
         if file is None:
             return
         before = file.num_left
-        file.take(record)
+        file.take(begin, end, is_last=is_last)
         after = file.num_left
         self._num_left += (after or 0) - (before or 0)
         self._num_unbounded += (after is None) - (before is None)
@@ -217,11 +224,11 @@ class _File:
     num_seen: int = 0
     num_parts: int = 1
 
-    def take(self, record: Record) -> None:
-        self.num_seen += record.end - record.begin
+    def take(self, begin: int, end: int, *, is_last: bool) -> None:
+        self.num_seen += end - begin
         self.num_parts += 1
-        if record.last:
-            self.size = record.end
+        if is_last:
+            self.size = end
 
     @property
     def num_left(self) -> int | None:

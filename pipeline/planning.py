@@ -3,6 +3,9 @@
 A file that the parent snapshot lists whole is *carried*: it is not opened, nor are its records
 read. Of the others, one is done when records tile it, under whatever cut, and so is a planned range
 of the rest. What is recorded of a range that is left goes along, so that it is not embedded again.
+
+A pack of small files is carried, or done, while all of its files are there as they were: it is their
+shard. One that lost or changed a file is given up, and its other files are packed anew.
 """
 
 from __future__ import annotations
@@ -16,26 +19,64 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Config
+from pipeline.config import Config, SplitBounds
 from pipeline.errors import InputError, NotSupportedError, UsageError
 from pipeline.flow.rows import Work
-from pipeline.known import KnownRecords, Mask
+from pipeline.known import KnownPack, KnownRecords, Mask
 from pipeline.snapshots.draft import filtered
 from pipeline.snapshots.journal import load_records
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, Manifest, read_table
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.table import Indices, RecordTable, file_keys, from_hex
-from pipeline.splits import InputFile, Split, check_columns, limit_splits, plan_files
+from pipeline.splits import (
+    InputFile,
+    Split,
+    check_columns,
+    limit_splits,
+    pack_of,
+    pack_small_files,
+    plan_files,
+)
 from pipeline.uris import Storage
 
 
-def carried_files(parent_splits: pa.Table, files: Sequence[InputFile]) -> frozenset[str]:
-    """The file ids that the parent lists whole and that are still in the input as they were.
+def carried_files(
+    parent_splits: pa.Table, files: Sequence[InputFile], reopened: Collection[str] = ()
+) -> frozenset[str]:
+    """The file ids that the parent lists whole and that are still in the input as they were, with all of their packs.
 
     A published file is tiled; one of which a `--limit` took only a part has no split that is last.
+
+    Args:
+        reopened: ids of files that are not carried.
     """
     whole = set(parent_splits["file_id"].filter(parent_splits["last"]).to_pylist())
-    return frozenset(file.file_id for file in files if file.file_id in whole)
+    kept = frozenset(file.file_id for file in files if file.file_id in whole).difference(reopened)
+    is_kept = pc.is_in(parent_splits["file_id"], value_set=pa.array(sorted(kept), pa.string()))
+    broken = parent_splits["ordinal"].filter(pc.invert(is_kept)).combine_chunks()
+    is_broken = pc.is_in(parent_splits["ordinal"], value_set=broken)
+    return kept.difference(parent_splits["file_id"].filter(is_broken).to_pylist())
+
+
+def packed(
+    planned: Sequence[Split], packs: Sequence[KnownPack], known: KnownRecords, bounds: SplitBounds
+) -> list[Split]:
+    """Planned splits of open files with small files in packs.
+
+    Packs whose record does not count are made again as they were, so that what takes their place is a
+    record of the same split.
+
+    Args:
+        packs: all that `known` has of open files; the files of those that are done are not planned.
+    """
+    whole = {split.file.file_id: split for split in planned if split.begin == 0 and split.last is not False}
+    again = [pack.file_ids for pack in packs if not pack.is_done and whole.keys() >= set(pack.file_ids)]
+    taken = {file_id for file_ids in again for file_id in file_ids}
+    rest = [split for split in planned if split.file.file_id not in taken]
+    alone = {split.file.file_id for split in rest if known.is_known(split.file.file_id)}
+    ends = [pack.last_uri for pack in packs]
+    made = [pack_of([whole[file_id] for file_id in file_ids]) for file_ids in again]
+    return made + pack_small_files(rest, bounds, ends=ends, alone=alone)
 
 
 def left_to_do(planned: Iterable[Split], known: KnownRecords) -> list[Work]:
@@ -64,6 +105,8 @@ class Plan:
     recorded: RecordTable
     """Tilings of the files that are done and not carried; see also `Planner.carried_splits` and `carried_shards`."""
     work: list[Work]
+    num_repacked: int = 0
+    """Documents of files that did not change and are to be embedded again, as their pack did."""
 
     @property
     def file_ids(self) -> frozenset[str]:
@@ -96,7 +139,7 @@ class Planner:
             UsageError: the config does not go with the files, or with the snapshot that is there.
         """
         self._check_parent()
-        config, source = self.config, self.source
+        config, source, reopened = self.config, self.source, self._reopened(reopened)
         parent_keep = self._parent_keep()
         carried: frozenset[str] = frozenset()
         planned: list[Split] | None = None
@@ -106,7 +149,7 @@ class Planner:
             files = [file for file in files if file.file_id in limited]
             keep = check_columns(source, files, config.input, parent_keep)
         elif parent_keep is not None:
-            carried, keep = carried_files(self.parent_splits, files) - self._reopened(reopened), parent_keep
+            carried, keep = carried_files(self.parent_splits, files, reopened), parent_keep
         elif config.input.keep:
             # The types of kept columns are part of the shard fingerprint: without them no record can be looked up.
             planned, keep = plan_files(source, files, config.input, config.splits)
@@ -120,14 +163,23 @@ class Planner:
             covering = [rows for split in planned or () if (rows := known.covering(split)) is not None]
             return Plan(files, keep, shard_fp, carried, _take(known, covering), work)
         done = {file.file_id: rows for file in open_files if (rows := known.tiling(file.file_id)) is not None}
-        untiled = without(open_files, done)
+        packs = known.packs({file.file_id for file in open_files if file.file_id not in done})
+        kept = [pack for pack in packs if pack.is_done]
+        settled = done.keys() | {file_id for pack in kept for file_id in pack.file_ids}
         if planned is None:
             # A corpus that was read before is not judged anew by what the first of its new files lacks.
-            known_keep = keep if parent_keep is not None or done else None
-            planned, found = plan_files(source, untiled, config.input, config.splits, known_keep)
+            known_keep = keep if parent_keep is not None or settled else None
+            planned, found = plan_files(source, without(open_files, settled), config.input, config.splits, known_keep)
             _refuse_other_types(keep, found)
-        work = left_to_do((split for split in planned if split.file.file_id not in done), known)
-        return Plan(files, keep, shard_fp, carried, _take(known, list(done.values())), work)
+        left = [split for split in planned if split.file.file_id not in settled]
+        work = left_to_do(packed(left, packs, known, config.splits), known)
+        recorded = _take(known, [*done.values(), np.array([pack.row for pack in kept], np.int64)])
+        again = self._num_repacked(work, reopened) if parent_keep is not None else 0
+        return Plan(files, keep, shard_fp, carried, recorded, work, again)
+
+    def _num_repacked(self, work: Sequence[Work], reopened: Collection[str]) -> int:
+        again = {file.file_id for item in work for file in item.split.files}.difference(reopened)
+        return int(pc.sum(self._splits_of(again)["num_documents"], min_count=0).as_py())
 
     def _check_parent(self) -> None:
         if self.parent is None:

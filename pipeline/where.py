@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -88,18 +90,32 @@ def _derived(doc_id: str) -> tuple[str, int] | None:
 
 
 def _candidates(snapshot: Snapshot, doc_id: str) -> pa.Table:
-    """The splits that may hold the document, in order, each with the name and the rows of its shard."""
+    """The splits that may hold the document, each with the name and the rows of its shard; of packs all files."""
     splits = snapshot.splits.cast(SPLITS_SCHEMA)
     # Where documents have ids of their own, one may look derived and lie anywhere.
     is_derived = snapshot.manifest.config["input"]["id"] is None
     derived = _derived(doc_id) if is_derived else None
     if derived is not None:
         uri, row = derived
-        splits = splits.filter((pc.field("file_uri") == uri) & (pc.field("begin") <= row) & (pc.field("end") > row))
+        held = splits.filter((pc.field("file_uri") == uri) & (pc.field("begin") <= row) & (pc.field("end") > row))
+        splits = splits.filter(pc.is_in(splits["ordinal"], value_set=held["ordinal"].combine_chunks()))
     shards = snapshot.shards.select(["ordinal", "file", "num_rows"])
     joined = splits.join(shards, "ordinal", join_type="inner")
     joined = joined.append_column("is_derived", pa.repeat(is_derived, joined.num_rows))
-    return joined.sort_by([("file_uri", "ascending"), ("begin", "ascending"), ("end", "ascending")])
+    return joined.sort_by([(name, "ascending") for name in ("ordinal", "file_uri", "begin", "end")])
+
+
+def _by_shard(candidates: pa.Table) -> Iterator[list[list[Row]]]:
+    """Slices of the candidates, those of one shard together."""
+    ordinals = candidates["ordinal"].to_numpy()
+    edges = np.flatnonzero(np.concatenate([[True], ordinals[1:] != ordinals[:-1]])) if len(ordinals) else ordinals
+    some: list[list[Row]] = []
+    for begin, end in pairwise([*edges.tolist(), len(ordinals)]):
+        some.append(candidates.slice(begin, end - begin).to_pylist())
+        if sum(map(len, some)) >= _SLICE:
+            yield some
+            some = []
+    yield some
 
 
 class _Search:
@@ -121,23 +137,22 @@ class _Search:
     def _look_up(self, candidates: pa.Table) -> list[Row]:
         held: list[Row] = []
         with ThreadPoolExecutor(_THREADS) as pool:
-            for begin in range(0, candidates.num_rows, _SLICE):
-                splits = candidates.slice(begin, _SLICE).to_pylist()
-                new = [split for split in splits if split["file"] not in self._searched]
-                for split, places in zip(new, pool.map(self._places, new), strict=True):
-                    self._searched.add(split["file"])
+            for shards in _by_shard(candidates):
+                new = [files for files in shards if files[0]["file"] not in self._searched]
+                for files, places in zip(new, pool.map(self._places, new), strict=True):
+                    self._searched.add(files[0]["file"])
                     if places:
-                        self._found[split["file"]] = places
-                held += (place for split in splits for place in self._found.get(split["file"], ()))
-        return held
+                        self._found[files[0]["file"]] = places
+                held += (place for files in shards for place in self._found.get(files[0]["file"], ()))
+        return sorted(held, key=lambda place: (place["input_file"], place["begin"], place["end"]))
 
-    def _places(self, split: Row) -> list[Row]:
-        return _places(self._storage, split, self._doc_id)
+    def _places(self, files: list[Row]) -> list[Row]:
+        return _places(self._storage, files, self._doc_id)
 
 
-def _places(storage: Storage, split: Row, doc_id: str) -> list[Row]:
-    """Where one split holds the document: its shard, and its quarantine file."""
-    quarantine = None
+def _places(storage: Storage, files: list[Row], doc_id: str) -> list[Row]:
+    """Where one split holds the document: its shard, and its quarantine file; `files` are its input files."""
+    quarantine, split = None, files[0]
     if split["quarantine_file"] is not None:
         quarantine = _read(storage, split["quarantine_file"], None)
     places = []
@@ -145,15 +160,17 @@ def _places(storage: Storage, split: Row, doc_id: str) -> list[Row]:
         table = _read(storage, split["file"], ["doc_id"])
         rows = np.flatnonzero(pc.equal(table["doc_id"], doc_id).to_numpy())
         if len(rows):
-            places.append(_embedded(storage, split, rows.tolist(), quarantine))
+            places.append(_embedded(storage, files, rows.tolist(), quarantine))
     if quarantine is not None:
+        by_uri = {file["file_uri"]: file for file in files}
         is_meant = pc.fill_null(pc.equal(quarantine["doc_id"], doc_id), False)
         derived = _derived(doc_id)
-        if derived is not None and derived[0] == split["file_uri"]:  # of a row without an id of its own
+        if derived is not None and derived[0] in by_uri:  # of a row without an id of its own
             nameless = pc.and_(pc.is_null(quarantine["doc_id"]), pc.equal(quarantine["row"], derived[1]))
+            nameless = pc.and_(nameless, pc.equal(quarantine["input_file"], derived[0]))
             is_meant = pc.or_(is_meant, pc.fill_null(nameless, False))
         for row in quarantine.filter(is_meant).to_pylist():
-            places.append(_quarantined(split, row))
+            places.append(_quarantined(by_uri.get(row["input_file"], split), row))
     return places
 
 
@@ -168,14 +185,17 @@ def _may_hold(storage: Storage, name: str, doc_id: str) -> bool:
     return False
 
 
-def _embedded(storage: Storage, split: Row, rows: list[int], quarantine: pa.Table | None) -> Row:
-    table = _read(storage, split["file"], _FACTS)
+def _embedded(storage: Storage, files: list[Row], rows: list[int], quarantine: pa.Table | None) -> Row:
+    table = _read(storage, files[0]["file"], _FACTS)
     facts = table.take(pa.array(rows)).to_pylist()
     # How many documents of the split come before this one in the shard.
     position = int(np.count_nonzero(table["chunk_index"].to_numpy()[: rows[0] + 1] == 0)) - 1
+    ends = np.cumsum([file["num_documents"] - file["num_quarantined"] for file in files])
+    index = min(int(np.searchsorted(ends, position, side="right")), len(files) - 1)
+    split, place = files[index], position - (int(ends[index - 1]) if index else 0)
     return _of_split(split) | {
         "state": "embedded",
-        "row": _input_row(split, facts[0]["doc_id"], position, quarantine),
+        "row": _input_row(split, facts[0]["doc_id"], place, quarantine),
         "position": position,
         "shard": split["file"],
         "ordinal": split["ordinal"],
@@ -204,20 +224,23 @@ def _of_split(split: Row) -> Row:
     return {"input_file": split["file_uri"], **{name: split[name] for name in ("split_id", "begin", "end")}}
 
 
-def _input_row(split: Row, doc_id: str, position: int, quarantine: pa.Table | None) -> int | None:
+def _input_row(split: Row, doc_id: str, place: int, quarantine: pa.Table | None) -> int | None:
     """The row of the input file (of lines: the byte offset), where something tells it.
 
-    A derived id does. A shard keeps no row otherwise: of Parquet it follows from the position, less
-    the rows in quarantine; of lines nothing tells at which byte they began.
+    A derived id does. A shard keeps no row otherwise: of Parquet it follows from the place among the documents of
+    the file, less the rows in quarantine; of lines nothing tells at which byte they began.
     """
     derived = _derived(doc_id)
     if split["is_derived"] and derived is not None:
         return derived[1]
     if split["row_begin"] is None or (split["begin"], split["end"]) != (split["row_begin"], split["row_end"]):
         return None
-    bad = [] if quarantine is None else quarantine["row"].drop_null().to_numpy()
+    bad: npt.NDArray[np.int64] = np.empty(0, np.int64)
+    if quarantine is not None:
+        is_of_file = pc.equal(quarantine["input_file"], split["file_uri"])
+        bad = quarantine["row"].filter(is_of_file).drop_null().to_numpy()
     left = np.setdiff1d(np.arange(split["begin"], split["end"]), bad)
-    return int(left[position]) if len(left) == split["num_documents"] - split["num_quarantined"] else None
+    return int(left[place]) if len(left) == split["num_documents"] - split["num_quarantined"] else None
 
 
 def _read(storage: Storage, name: str, columns: list[str] | None) -> pa.Table:

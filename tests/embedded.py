@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.encoder import Encoder
+from pipeline.flow.packs import recorded_members
+from pipeline.flow.rows import Row, SplitReport
 from pipeline.model import describe_model, fetch_model
 from pipeline.planning import type_names
 from pipeline.read import ReadSplit, read_split
@@ -17,17 +19,24 @@ from pipeline.snapshots.commit import Publication, publish
 from pipeline.snapshots.manifest import latest
 from pipeline.snapshots.records import Record
 from pipeline.snapshots.store import open_store
-from pipeline.splits import InputFile, plan_files
+from pipeline.splits import InputFile, pack_small_files, plan_files
+from pipeline.splits.packs import told_by_file
 from pipeline.tokens import load_tokenizer, tokenize
 from pipeline.uris import Storage
 from pipeline.write import make_attempt
-from tests.corpus import Job, Row, put_files
+from tests.corpus import Job, put_files
+from tests.corpus import Row as Document
 
 
 class Embedder:
-    """Embeds a job's corpus anew, all of it in one go."""
+    """Embeds a job's corpus anew, all of it in one go.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        packs: whether small files share splits, as `embed` has it; else each has its own.
+    """
+
+    def __init__(self, job: Job, *, packs: bool = False) -> None:
+        self._packs = packs
         self.config = Config.model_validate(job.config)
         self._job = job
         path = fetch_model(self.config.encoder)
@@ -35,13 +44,15 @@ class Embedder:
         self._tokenizer = load_tokenizer(path, self._model)
         self._encoder = Encoder(path, self._model, compute="float32")
 
-    def publish(self, files: Mapping[str, list[Row] | bytes]) -> list[Record]:
+    def publish(self, files: Mapping[str, list[Document] | bytes]) -> list[Record]:
         """Put the files, and publish them as a snapshot."""
         job, config = self._job, self.config
         put_files(job.corpus, files)
         open_store(job.store, job.corpus.uri, create=True)
         listed = [InputFile(i.name, i.size, i.identity, i.identity_kind) for i in job.corpus.list()]
         splits, keep = plan_files(job.corpus, listed, config.input, config.splits)
+        if self._packs:
+            splits = pack_small_files(splits, config.splits)
         fps = (self._model.fingerprint(config.input.text), config.shard_fingerprint(type_names(keep)))
         records = [
             self._put(piece, keep, fps)
@@ -77,7 +88,9 @@ class Embedder:
         vectors = pa.FixedSizeListArray.from_arrays(flat, type=vector.type)
         rows = sequences.set_column(sequences.schema.get_field_index("input_ids"), vector, vectors)
         schema = embedding_schema(dim, self.config.store.dtype, keep, keep_text=False)
-        made = make_attempt(fps, split.split_id, rows, schema, piece.quarantine, with_text=False)
+        quarantine = told_by_file(split, piece.quarantine)
+        row = Row(split, SplitReport(member_counts=piece.member_counts), rows, quarantine)
+        made = make_attempt(fps, split.split_id, rows, schema, quarantine, with_text=False)
         record = Record(
             split_id=split.split_id,
             generation=0,
@@ -99,6 +112,7 @@ class Embedder:
             num_reused=0,
             num_padded_tokens=0,
             compute="float32",
+            members=recorded_members(row, quarantine),
             **made.fields,
         )
         return made.put(self._job.store, record)

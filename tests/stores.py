@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from pipeline.known import KnownRecords
 from pipeline.snapshots.commit import Publication
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.records import (
+    Member,
     QuarantineFile,
     Record,
     ShardFile,
@@ -87,10 +89,61 @@ def make_record(uri: str = "a.parquet", begin: int = 0, end: int = 3, *, last: b
     return Record(**(defaults | values))
 
 
+def make_member(uri: str, num_documents: int = 2, **changes: Any) -> Member:
+    """A file of a pack, of Parquet."""
+    identity = changes.get("identity", "v1")
+    values: dict[str, Any] = {
+        "file_uri": uri,
+        "file_id": file_id(uri, identity),
+        "identity": identity,
+        "identity_kind": "etag",
+        "end": num_documents,
+        "row_begin": 0,
+        "row_end": num_documents,
+        "num_documents": num_documents,
+        "num_counted": num_documents,
+        "num_quarantined": 0,
+        "num_truncated": 0,
+        "num_tokens": 5 * num_documents,
+    }
+    return Member(**(values | changes))
+
+
+def make_pack(*members: Member, **changes: Any) -> Record:
+    """A record of a pack of these files; nothing is put."""
+    pack_id = hex32([member.file_id for member in members])
+    counted = [member.num_counted for member in members if member.num_counted is not None]
+    values: dict[str, Any] = {
+        "file_id": pack_id,
+        "split_id": hex32(pack_id),
+        "identity": pack_id,
+        "row_begin": None,
+        "row_end": None,
+        "num_documents": sum(member.num_documents for member in members),
+        "num_counted": sum(counted) if len(counted) == len(members) else None,
+        "num_quarantined": sum(member.num_quarantined for member in members),
+        "num_tokens": sum(member.num_tokens for member in members),
+        "num_truncated": sum(member.num_truncated for member in members),
+        "members": members,
+    }
+    record = make_record(members[0].file_uri, 0, len(members), **(values | changes))
+    data = shard_data(_ids(record))
+    return replace(record, shard=replace(record.shard, size=len(data), checksum=checksum(data)))
+
+
+def _ids(record: Record) -> list[str]:
+    """Of the rows of a record's shard."""
+    files: Iterable[Record | Member] = record.members or (record,)
+    return [
+        f"{file.file_uri}#{row}"
+        for file in files
+        for row in range(record.begin, record.begin + file.num_documents - file.num_quarantined)
+    ]
+
+
 def put(storage: Storage, record: Record) -> Record:
     """Put the record with its files, as a writer does."""
-    rows = range(record.begin, record.begin + record.shard.num_rows)
-    data = shard_data([f"{record.file_uri}#{row}" for row in rows])
+    data = shard_data(_ids(record))
     put_attempt(storage, record, data, b"quarantine" if record.quarantine else None)
     return record
 
@@ -101,7 +154,7 @@ def publication(parent: Manifest | None, records: Iterable[Record], **changes: A
     carried = frozenset(changes.pop("carried", ()))
     values: dict[str, Any] = {
         "run_id": f"run-{new_attempt()}",
-        "files": {record.file_id for record in records} | carried,
+        "files": {file.file_id for record in records for file in record.members or (record,)} | carried,
         "encoder": {"model": "m"},
         "encoder_fp": ENCODER_FP,
         "shard_fp": SHARD_FP,

@@ -15,7 +15,22 @@ A row in quarantine as a duplicate comes back once no row before it holds its id
 the splits that must be read again. No other row is looked at a second time.
 """
 
-from pipeline.duplicates.find import COMING_SCHEMA, Duplicates, coming_splits, find_duplicates
+from pipeline.duplicates.find import (
+    COMING_SCHEMA,
+    SEGMENTS_SCHEMA,
+    Duplicates,
+    coming_splits,
+    find_duplicates,
+    in_order,
+)
 from pipeline.duplicates.rewrite import without_rows
 
-__all__ = ["COMING_SCHEMA", "Duplicates", "coming_splits", "find_duplicates", "without_rows"]
+__all__ = [
+    "COMING_SCHEMA",
+    "SEGMENTS_SCHEMA",
+    "Duplicates",
+    "coming_splits",
+    "find_duplicates",
+    "in_order",
+    "without_rows",
+]

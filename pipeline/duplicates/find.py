@@ -23,6 +23,14 @@ from pipeline.snapshots.records import Record, quarantine_name, shard_name
 from pipeline.snapshots.table import RecordTable, to_hex
 from pipeline.uris import Storage
 
+_FILE = pa.struct(
+    [
+        pa.field("file_uri", pa.string(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("num_embedded", pa.int64(), nullable=False),
+    ]
+)
+
 COMING_SCHEMA = pa.schema(
     [
         pa.field("split_id", pa.string(), nullable=False),
@@ -30,9 +38,25 @@ COMING_SCHEMA = pa.schema(
         pa.field("num_rows", pa.int64(), nullable=False),  # of the shard
         pa.field("quarantine_file", pa.string()),  # null where it holds no duplicate for sure
         pa.field("is_new", pa.bool_(), nullable=False),  # not in the parent snapshot
+        pa.field("rank", pa.int64()),  # in the order that decides which row is the first; null: the row of this table
+        pa.field("files", pa.list_(pa.field("element", _FILE, nullable=False))),  # of a pack; else null
     ]
 )
-"""The splits of a coming snapshot by file_uri, begin, end: the order that decides which row is the first."""
+"""The splits of a coming snapshot by file_uri, begin, end: the order that decides which row is the first.
+
+Files of a pack may have others between them: each has a rank of its own.
+"""
+
+SEGMENTS_SCHEMA = pa.schema(
+    [
+        *(COMING_SCHEMA.field(name) for name in ("split_id", "file", "num_rows", "quarantine_file", "is_new")),
+        pa.field("file_uri", pa.string(), nullable=False),
+        pa.field("begin", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("num_embedded", pa.int64(), nullable=False),  # documents
+    ]
+)
+"""As COMING_SCHEMA, with a row for each input file of each split."""
 
 _MAX_MEETING_ROWS = 2**20
 _SLICE = 10_000
@@ -65,38 +89,61 @@ def coming_splits(records: Iterable[Record], carried_splits: pa.Table, parent_sh
         carried_splits: SPLITS_SCHEMA, of the files that are.
         parent_shards: SHARDS_SCHEMA; what `carried_splits` name by ordinal.
     """
-    carried = carried_splits.select(["split_id", "ordinal", "file_uri", "begin", "end", "quarantine_file"])
     shards = parent_shards.select(["ordinal", "file", "num_rows"])
-    carried = carried.join(shards, "ordinal", join_type="inner").append_column(
-        "is_new", pa.repeat(False, carried_splits.num_rows)
-    )
-    schema = pa.schema([*COMING_SCHEMA, ("file_uri", pa.string()), ("begin", pa.int64()), ("end", pa.int64())])
+    carried = carried_splits.join(shards, "ordinal", join_type="inner")
+    embedded = pc.subtract(carried["num_documents"], carried["num_quarantined"])
+    carried = carried.append_column("num_embedded", embedded)
+    carried = carried.append_column("is_new", pa.repeat(False, carried.num_rows))
     new = RecordTable.of(records)
-    slices = [_coming(new[begin : begin + _SLICE], schema) for begin in range(0, len(new), _SLICE)]
-    both = pa.concat_tables([carried.select(schema.names).cast(schema), *slices])
-    by_place = [("file_uri", "ascending"), ("begin", "ascending"), ("end", "ascending")]
-    return both.sort_by(by_place).select(COMING_SCHEMA.names)
+    slices = [_segments(new[begin : begin + _SLICE]) for begin in range(0, len(new), _SLICE)]
+    return in_order(pa.concat_tables([carried.select(SEGMENTS_SCHEMA.names).cast(SEGMENTS_SCHEMA), *slices]))
 
 
-def _coming(records: RecordTable, schema: pa.Schema) -> pa.Table:
+def in_order(segments: pa.Table) -> pa.Table:
+    """The splits (COMING_SCHEMA) of which these are the input files (SEGMENTS_SCHEMA)."""
+    segments = segments.sort_by([(name, "ascending") for name in ("file_uri", "begin", "end")])
+    codes = pc.dictionary_encode(segments["file"].combine_chunks()).indices.to_numpy()
+    num = len(codes)
+    _, first = np.unique(codes, return_index=True)  # codes are given by first appearance: so is their order
+    coming = segments.take(pa.array(first)).select(COMING_SCHEMA.names[:5]).append_column("rank", pa.array(first))
+    if len(first) == num:
+        return coming.append_column(COMING_SCHEMA.field("files"), pa.nulls(num, COMING_SCHEMA.field("files").type))
+    ranks = np.argsort(codes, kind="stable")
+    by_split = segments.take(pa.array(ranks))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes))])
+    is_range = np.diff(offsets) == 1
+    files = pa.StructArray.from_arrays(
+        [by_split["file_uri"].combine_chunks(), pa.array(ranks), by_split["num_embedded"].combine_chunks()],
+        fields=list(_FILE),
+    )
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), files, COMING_SCHEMA.field("files").type)
+    return coming.append_column(COMING_SCHEMA.field("files"), pc.if_else(pa.array(is_range), None, lists))
+
+
+def _segments(records: RecordTable) -> pa.Table:
+    by_file = records.by_file()
+    record = by_file["record"].to_numpy()
     keys = [records.column(name).to_pylist() for name in ("encoder_fp", "shard_fp")]
     ids = [to_hex(records.column(name)).to_pylist() for name in ("split_id", "attempt")]
     names = list(zip(*keys, *ids, strict=True))
     has_duplicates = ["duplicate_id" in orjson.loads(reasons) for reasons in records.values("reasons")]
     codes = records.numbers("reasons").tolist()
-    columns = {
+    of_records = {
         "split_id": ids[0],
         "file": [shard_name(*name) for name in names],
         "num_rows": records.column("num_rows"),
         "quarantine_file": [
             quarantine_name(*name) if has_duplicates[code] else None for name, code in zip(names, codes, strict=True)
         ],
-        "is_new": pa.repeat(True, len(records)),
-        "file_uri": records.column("file_uri").cast(pa.string()),
-        "begin": records.column("begin"),
-        "end": records.column("end"),
     }
-    return pa.table(columns, schema=schema)
+    columns = {name: pa.array(values).take(pa.array(record)) for name, values in of_records.items()}
+    same = {name: by_file[name] for name in ("file_uri", "begin", "end")}
+    embedded = pc.subtract(by_file["num_documents"], by_file["num_quarantined"])
+    return (
+        pa.table(columns | same | {"num_embedded": embedded, "is_new": pa.repeat(True, len(record))})
+        .select(SEGMENTS_SCHEMA.names)
+        .cast(SEGMENTS_SCHEMA)
+    )
 
 
 def find_duplicates(store: Storage, coming: pa.Table, *, has_vanished: bool) -> Duplicates:
@@ -119,15 +166,16 @@ def find_duplicates(store: Storage, coming: pa.Table, *, has_vanished: bool) -> 
     if not has_new and not has_vanished:
         return Duplicates()
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting = _Waiting.of(store, coming, pool)
+        ranks = _Ranks(coming)
+        waiting = _Waiting.of(store, coming, ranks, pool)
         if not has_new and not waiting.ids:
             return Duplicates()
         with tempfile.TemporaryDirectory(prefix="vecmill-ids-") as folder:
             pairs = Pairs(Path(folder))
-            shards = _Shards(store, coming, pool)
+            shards = _Shards(store, coming, ranks, pool)
             for index, rows, ids in shards.ids(range(coming.num_rows)):
                 hashes = _hashes(ids)
-                waiting.look(index, hashes, ids)
+                waiting.look(ranks.of(index, np.arange(len(ids))), hashes, ids)
                 if has_new:
                     pairs.add(hashes, rows + shards.begins[index])
             losers = [shards.later_of(places) for places in batched(pairs.meetings(), _MAX_MEETING_ROWS)]
@@ -157,11 +205,38 @@ def _hashes(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids)).view(np.uint64)
 
 
+class _Ranks:
+    """Where documents stand in the order that decides which of one id is the first."""
+
+    def __init__(self, coming: pa.Table) -> None:
+        self._ranks: Places = pc.coalesce(coming["rank"], pa.array(np.arange(coming.num_rows))).to_numpy()
+        self._files = coming["files"]
+        self._is_pack = coming["files"].is_valid().to_numpy()
+
+    def of(self, index: int, documents: Places) -> Places:
+        """Ranks of documents of a shard by their number; those of one file have one."""
+        if not self._is_pack[index]:
+            return np.full(len(documents), self._ranks[index])
+        files = self._files[index].as_py()
+        ends = np.cumsum([file["num_embedded"] for file in files])
+        found = np.searchsorted(ends, documents, side="right").clip(max=len(files) - 1)
+        ranks: Places = np.array([file["rank"] for file in files], np.int64)[found]
+        return ranks
+
+    def of_file(self, index: int, uri: str) -> int:
+        """The rank of an input file of a split."""
+        if self._is_pack[index]:
+            for file in self._files[index].as_py():
+                if file["file_uri"] == uri:
+                    return int(file["rank"])
+        return int(self._ranks[index])
+
+
 class _Shards:
     """The ids of a table of splits, by shard; a place is a row of all of them one after another."""
 
-    def __init__(self, store: Storage, coming: pa.Table, pool: ThreadPoolExecutor) -> None:
-        self._store, self._pool = store, pool
+    def __init__(self, store: Storage, coming: pa.Table, ranks: _Ranks, pool: ThreadPoolExecutor) -> None:
+        self._store, self._ranks, self._pool = store, ranks, pool
         self._files = coming["file"]
         self._split_ids = coming["split_id"]
         self._num_rows: Places = coming["num_rows"].to_numpy()
@@ -177,12 +252,15 @@ class _Shards:
         """Of rows that may have one id, those that are not the first to have it."""
         places = np.sort(places)
         wanted = self._by_shard(places)
-        found = [
-            ids.take(pa.array(np.searchsorted(rows, wanted[index]))) for index, rows, ids in self.ids(list(wanted))
-        ]
+        found, ranks = [], [np.empty(0, np.int64)]
+        for index, rows, ids in self.ids(list(wanted)):
+            documents = np.searchsorted(rows, wanted[index])
+            found.append(ids.take(pa.array(documents)))
+            ranks.append(self._ranks.of(index, documents))
         codes = pa.chunked_array(found, pa.binary()).combine_chunks().dictionary_encode().indices.to_numpy()
+        order = np.lexsort([places, np.concatenate(ranks)])
         is_later = np.ones(len(places), bool)
-        is_later[np.unique(codes, return_index=True)[1]] = False
+        is_later[order[np.unique(codes[order], return_index=True)[1]]] = False
         return places[is_later]
 
     def by_split(self, places: Places) -> dict[str, Places]:
@@ -213,44 +291,46 @@ class _Shards:
 class _Waiting:
     """Ids in quarantine as duplicates, and the first shard that holds each."""
 
-    splits: list[tuple[int, str, list[bytes]]]
-    """(index, split id, ids)."""
+    splits: list[tuple[str, list[tuple[int, bytes]]]]
+    """(split id, (rank, id) of each)."""
     ids: dict[bytes, int]
-    """Id -> index of the first shard that holds it."""
+    """Id -> the least rank of a document that holds it."""
     hashes: npt.NDArray[np.uint64]
 
     @classmethod
-    def of(cls, store: Storage, coming: pa.Table, pool: ThreadPoolExecutor) -> _Waiting:
+    def of(cls, store: Storage, coming: pa.Table, ranks: _Ranks, pool: ThreadPoolExecutor) -> _Waiting:
         """Those of the quarantine files of a table of splits."""
         names = coming["quarantine_file"]
         indices: list[int] = np.flatnonzero(names.is_valid()).tolist()
         found = _ahead(pool, lambda index: _duplicates_in(store, names[index].as_py()), indices)
         splits = [
-            (index, coming["split_id"][index].as_py(), ids) for index, ids in zip(indices, found, strict=True) if ids
+            (coming["split_id"][index].as_py(), [(ranks.of_file(index, uri), doc_id) for uri, doc_id in ids])
+            for index, ids in zip(indices, found, strict=True)
+            if ids
         ]
-        ids: dict[bytes, int] = dict.fromkeys((doc_id for _, _, some in splits for doc_id in some), coming.num_rows)
+        ids = {doc_id: np.iinfo(np.int64).max for _, some in splits for _, doc_id in some}
         return cls(splits, ids, _hashes(pa.array(list(ids), pa.binary())))
 
-    def look(self, index: int, hashes: npt.NDArray[np.uint64], ids: pa.Array) -> None:
+    def look(self, ranks: Places, hashes: npt.NDArray[np.uint64], ids: pa.Array) -> None:
         """Take note of the ids that a shard holds."""
         if not self.ids:
             return
-        for doc_id in ids.filter(pa.array(np.isin(hashes, self.hashes))).to_pylist():
+        is_near = np.isin(hashes, self.hashes)
+        for rank, doc_id in zip(ranks[is_near].tolist(), ids.filter(pa.array(is_near)).to_pylist(), strict=True):
             if doc_id in self.ids:
-                self.ids[doc_id] = min(self.ids[doc_id], index)
+                self.ids[doc_id] = min(self.ids[doc_id], rank)
 
     def revived(self) -> frozenset[str]:
-        """Splits with an id that neither they nor those before them hold."""
+        """Splits with an id that neither its file nor those before it hold."""
         return frozenset(
-            split_id for index, split_id, ids in self.splits if any(self.ids[doc_id] > index for doc_id in ids)
+            split_id for split_id, some in self.splits if any(self.ids[doc_id] > rank for rank, doc_id in some)
         )
 
 
-def _duplicates_in(store: Storage, name: str) -> list[bytes]:
-    table = _columns(store, name, "doc_id", "reason")
-    ids = table["doc_id"].filter(pc.equal(table["reason"], "duplicate_id"))
-    found: list[bytes] = ids.cast(pa.binary()).to_pylist()
-    return found
+def _duplicates_in(store: Storage, name: str) -> list[tuple[str, bytes]]:
+    table = _columns(store, name, "doc_id", "reason", "input_file")
+    table = table.filter(pc.equal(table["reason"], "duplicate_id"))
+    return list(zip(table["input_file"].to_pylist(), table["doc_id"].cast(pa.binary()).to_pylist(), strict=True))
 
 
 def _ahead(pool: ThreadPoolExecutor, call: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:

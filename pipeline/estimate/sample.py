@@ -122,6 +122,8 @@ def draw_sample(storage: Storage, work: Sequence[Work], config: Config, keep: pa
     """
     started = time.monotonic()
     reader = _Reader(storage, config, keep)
+    # What is in a small file has nothing to do with what it is packed with.
+    work = [replace(item, split=split) for item in work for split in item.split.members or (item.split,)]
     is_whole = sum(item.split.num_bytes for item in work) <= WHOLE_BYTES
     # What a byte holds differs by format: one estimate for each.
     groups: dict[tuple[str, str], list[Work]] = {}

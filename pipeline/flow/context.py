@@ -119,6 +119,7 @@ def failure(error: Exception, what: str, trial: Trial = FIRST_TRIAL) -> SplitRep
             error=str(error),
             exit_code=error.exit_code,
             changed=isinstance(error, ChangedError),
+            changed_uri=(isinstance(error, ChangedError) and error.file_uri) or "",
         )
     log.exception("%s failed", what)
     # The last frame, since the driver sees no more than this line of it.

@@ -42,6 +42,8 @@ class Drive:
 
     changed_uris: set[str] = field(default_factory=set)
     """Files that were rewritten while they were read: to be planned again."""
+    stale_uris: set[str] = field(default_factory=set)
+    """Those, and the others of their packs."""
     failed: list[SplitReport] = field(default_factory=list)
     num_recorded: int = 0
 
@@ -156,7 +158,8 @@ class FlowSession:
                 encode_s=report.encode_s,
             )
         elif report.changed:
-            drive.changed_uris.add(written.split.file.uri)
+            drive.changed_uris.add(report.changed_uri or written.split.file.uri)
+            drive.stale_uris.update(file.uri for file in written.split.files)
         elif report.status == "failed":
             log_split(work_id(written.split))
             log.warning("a split failed: %s", report.error)

@@ -14,7 +14,8 @@ was in hand at its death:
 Attempts go on while marks tell something new, so several such documents in a split are found one
 after the other. A death counts only if its node answers afterwards: a node that was lost took
 everybody with it. A reader that dies before it has documents to mark marks where it reads; that
-place, fatal twice, ends the range there, and the rest of it is quarantined as one row.
+place, fatal twice, ends the range there, and the rest of it is quarantined as one row. Of a pack the
+places are its members: those that are fatal are left out, each quarantined as a file.
 
     runs/<run_id>/attempts/<split_id>-<n>.json         of the encoder, split as it was cut
     runs/<run_id>/attempts/<split_id>-<n>-read.json    of the reader, split as it was planned
@@ -56,8 +57,13 @@ class Trial:
     number: int = 1
     alone: dict[str, list[int]] = field(default_factory=dict)
     guilty: dict[str, list[int]] = field(default_factory=dict)
-    fatal_at: int | None = None
-    """Where reading killed two processes."""
+    fatal: list[int] = field(default_factory=list)
+    """Where reading killed two processes: places of a range, or members of a pack."""
+
+    @property
+    def fatal_at(self) -> int | None:
+        """Where the reading of a range ends."""
+        return min(self.fatal, default=None)
 
     @property
     def is_marked(self) -> bool:
@@ -148,7 +154,7 @@ class _Case:
             number=self.trial.number + 1,
             alone={stage: sorted(rows.difference(guilty[stage])) for stage, rows in self.in_doubt.items()},
             guilty=dict(guilty),
-            fatal_at=min(fatal, default=None),
+            fatal=sorted(fatal),
         )
 
 

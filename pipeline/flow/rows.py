@@ -38,8 +38,12 @@ class SplitReport:
     exit_code: int = 0
     changed: bool = False
     """failed because the input is no longer what was listed: plan it again."""
+    changed_uri: str = ""
+    """Of a pack the file that it was."""
     num_documents: int = 0
     num_counted: int | None = 0
+    member_counts: tuple[tuple[int, int | None], ...] = ()
+    """Of a pack both counts of each member."""
     num_padded_tokens: int = 0
     compute: str = ""
     generation: int = 0
@@ -58,7 +62,8 @@ class SplitReport:
     def from_json(cls, text: str) -> SplitReport:
         """The report that `to_json` wrote."""
         value: dict[str, Any] = json.loads(text)
-        return cls(**{**value, "trial": Trial(**value["trial"])})
+        counts = tuple((num, counted) for num, counted in value["member_counts"])
+        return cls(**{**value, "trial": Trial(**value["trial"]), "member_counts": counts})
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,17 @@ from pipeline.errors import AcceleratorFault, ConfigError, VecmillError
 from pipeline.flow.context import FlowContext, current_node_id, failure
 from pipeline.flow.faults import document_numbers, documents_at_fault
 from pipeline.flow.ledger import KILLED, Marks, Trial, work_id
+from pipeline.flow.packs import recorded_members
 from pipeline.flow.pulse import beat, beating
 from pipeline.flow.rows import Row, SplitReport, Work, Written
 from pipeline.logs import log_split
 from pipeline.model import fetch_model
-from pipeline.read import ReadSplit, read_split
+from pipeline.read import ReadSplit, Suspicion, read_split
 from pipeline.read.documents import killed_range
 from pipeline.schema import Reason, embedding_schema
 from pipeline.snapshots.records import Record
 from pipeline.splits import Split
+from pipeline.splits.packs import told_by_file
 from pipeline.tokens import SequenceTokenizer, Tokenized, load_tokenizer, tokenize
 from pipeline.write import make_attempt, max_shard_rows
 
@@ -83,6 +85,7 @@ class ReadStage:
                     report,
                     num_documents=piece.num_documents,
                     num_counted=piece.num_counted,
+                    member_counts=piece.member_counts,
                     read_s=time.monotonic() - started,
                 )
                 sequences = tokenized.sequences.select(context.sequence_schema.names).cast(context.sequence_schema)
@@ -104,12 +107,12 @@ class ReadStage:
 
     def _pieces(self, work: Work, marks: Marks) -> Iterator[ReadSplit]:
         """The pieces of the planned split, each place marked before it is read; up to the place that is fatal."""
-        context, config, fatal_at = self._context, self._context.config, work.trial.fatal_at
-        place = work.split.begin
-        if place == fatal_at:
+        context, config, trial = self._context, self._context.config, work.trial
+        is_pack, place, fatal_at = bool(work.split.members), work.split.begin, trial.fatal_at
+        if place == fatal_at and not is_pack:
             yield killed_range(work.split, place, context.keep, KILLED)
             return
-        marks.before("read", begin=place)
+        suspicion = Suspicion(lambda member: marks.before("read", begin=member), trial.fatal, KILLED)
         pieces = read_split(
             context.input_storage,
             work.split,
@@ -118,7 +121,12 @@ class ReadStage:
             config.splits,
             done=work.done,
             quarantine_text=config.store.quarantine_text,
+            suspicion=suspicion if trial.is_marked else None,
         )
+        if is_pack:
+            yield from pieces  # each member is marked before it is read
+            return
+        marks.before("read", begin=place)
         for piece in pieces:
             yield piece
             place = piece.split.end if piece.split.end is not None else place
@@ -265,13 +273,14 @@ class WriteStage:
     def _write(self, row: Row) -> Written:
         context, store, split = self._context, self._context.config.store, row.split
         started = time.monotonic()
+        quarantine = told_by_file(split, row.quarantine)
         schema = embedding_schema(context.model.dim, store.dtype, context.keep, keep_text=store.keep_text)
         made = make_attempt(
             (context.encoder_fp, context.shard_fp),
             split.split_id,
             row.documents,
             schema,
-            row.quarantine,
+            quarantine,
             with_text=store.quarantine_text,
         )
         if split.end is None or split.last is None:
@@ -297,6 +306,7 @@ class WriteStage:
             num_reused=0,
             num_padded_tokens=row.report.num_padded_tokens,
             compute=row.report.compute,
+            members=recorded_members(row, quarantine),
             **made.fields,
         )
         made.put(context.store_storage, record)

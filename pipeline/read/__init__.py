@@ -9,6 +9,7 @@
     jsonl       lines that are objects
     delimited   CSV and TSV: rows that may be several lines; a file is one range
     plain       lines that are documents, and files that are one each
+    packs       many small files, each by its own reader
 
 Rows never raise: what cannot be decoded is quarantined, with its reason. Storage does raise: a
 store that did not answer must not look like a corpus that lost documents.
@@ -25,12 +26,13 @@ from pipeline.read.arrow import read_arrow
 from pipeline.read.delimited import read_csv
 from pipeline.read.documents import ReadSplit, Target
 from pipeline.read.jsonl import read_jsonl
+from pipeline.read.packs import Suspicion, read_pack
 from pipeline.read.parquet import read_parquet
 from pipeline.read.plain import read_lines, read_text
 from pipeline.splits import Cut, Split
 from pipeline.uris import Storage
 
-__all__ = ["ReadSplit", "read_split"]
+__all__ = ["ReadSplit", "Suspicion", "read_split"]
 
 _READERS = {
     "parquet": read_parquet,
@@ -52,6 +54,7 @@ def read_split(
     *,
     done: Collection[Cut] = frozenset(),
     quarantine_text: bool = False,
+    suspicion: Suspicion | None = None,
 ) -> Iterator[ReadSplit]:
     """The splits of a planned range, in order, with their documents; mostly it is one split as it is.
 
@@ -65,10 +68,18 @@ def read_split(
         bounds: where the range is cut.
         done: splits that are done: yielded without documents, hardly read if that can be helped.
         quarantine_text: `store.quarantine_text`.
+        suspicion: how to read a pack that has killed its process.
 
     Raises:
         EnvironmentFault: storage failed; ChangedError: the file is not the one that was listed.
         InputError: a file of Parquet, Arrow or CSV lacks a column that the config names.
     """
+    if split.members:
+
+        def read_member(member: Split) -> Iterator[ReadSplit]:
+            return read_split(storage, member, input, keep, bounds, quarantine_text=quarantine_text)
+
+        yield from read_pack(split, read_member, keep, bounds, is_local=storage.is_local, suspicion=suspicion)
+        return
     target = Target(input, keep, split.file.uri, quarantine_text)
     yield from _READERS[split.format](storage, split, target, bounds, done)

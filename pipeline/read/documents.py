@@ -94,6 +94,7 @@ class ReadSplit:
         num_counted: the same, counted apart from them (Parquet: the footer; lines: newlines; CSV:
             newlines outside of quotes; Arrow: what batches say; text: the file); None if the file could
             not be read to its end.
+        member_counts: of a pack both counts of each member.
     """
 
     split: Split
@@ -101,6 +102,7 @@ class ReadSplit:
     quarantine: pa.Table
     num_documents: int
     num_counted: int | None
+    member_counts: tuple[tuple[int, int | None], ...] = ()
 
     @property
     def num_quarantined(self) -> int:

@@ -144,7 +144,7 @@ def _prove_tiling(books: Books) -> None:
 def _prove_counts(books: Books) -> None:
     """Both counts of each split agree, and each shard has its splits' documents."""
     splits, shards = books.splits, books.shards
-    _prove_unique(splits["split_id"], "split")
+    _prove_splits(splits)
     _prove_unique(shards["ordinal"], "ordinal")
     _prove_unique(shards["file"], "shard")
     counted = pc.fill_null(pc.equal(splits["num_documents"], splits["num_counted"]), True)
@@ -168,6 +168,19 @@ def _documents(shards: pa.Table) -> pa.ChunkedArray:
 def _prove_unique(column: pa.ChunkedArray, what: str) -> None:
     if pc.count_distinct(column).as_py() != len(column):
         raise _bug(f"a {what} is in a snapshot twice")
+
+
+def _prove_splits(splits: pa.Table) -> None:
+    """A split is there once; a pack once for each of its files, whole ones all of them, with one shard."""
+    num_splits = pc.count_distinct(splits["split_id"]).as_py()
+    if num_splits == splits.num_rows:
+        return
+    found = splits.group_by(["split_id", "ordinal"]).aggregate([("file_uri", "count")])
+    packs = found.filter(pc.greater(found["file_uri_count"], 1))["split_id"]
+    is_packed = pc.is_in(splits["split_id"], value_set=packs.combine_chunks())
+    is_whole = pc.and_(splits["last"], pc.equal(splits["begin"], 0))
+    if found.num_rows != num_splits or not pc.all(pc.or_(is_whole, pc.invert(is_packed))).as_py():
+        raise _bug("a split is in a snapshot twice")
 
 
 def _num_deleted(books: Books) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, in_memory
-from pipeline.snapshots.table import RECORDS_SCHEMA, Indices, RecordTable, file_keys, to_hex
+from pipeline.snapshots.table import Indices, RecordTable, file_keys, to_hex
 
 _SHARDS, _SPLITS = in_memory(SHARDS_SCHEMA), in_memory(SPLITS_SCHEMA)
 
@@ -31,7 +31,7 @@ def draft_tables(
     is_carried = pc.is_in(parent_shards["ordinal"], value_set=carried_splits["ordinal"].combine_chunks())
     shards = _joined(filtered(parent_shards, is_carried), _new_shards(records, ordinals), _SHARDS)
     splits = _joined(carried_splits, _new_splits(records, ordinals), _SPLITS)
-    if carried_splits.num_rows:
+    if carried_splits.num_rows or splits.num_rows > len(records):  # files of a pack lie among those of others
         splits = splits.take(
             pa.array(_by_place(*(splits[name].combine_chunks() for name in ("file_uri", "begin", "end"))))
         )
@@ -86,11 +86,15 @@ def _new_shards(records: RecordTable, ordinals: npt.NDArray[np.int64]) -> pa.Tab
 
 
 def _new_splits(records: RecordTable, ordinals: npt.NDArray[np.int64]) -> pa.Table:
-    same = {name: records.column(name) for name in SPLITS_SCHEMA.names if name in RECORDS_SCHEMA.names}
-    columns = same | {
+    by_file = records.by_file()
+    record = by_file["record"].to_numpy()
+    of_records = {
         "split_id": to_hex(records.column("split_id")),
         "ordinal": pa.array(ordinals, pa.int32()),
         "quarantine_file": records.quarantine_names(),
         "quarantine_checksum": to_hex(records.column("quarantine_checksum")),
     }
-    return pa.table(columns, _SPLITS)
+    if len(record) > len(records):
+        of_records = {name: column.take(pa.array(record)) for name, column in of_records.items()}
+    same = {name: by_file[name] for name in by_file.schema.names if name != "record"}
+    return pa.table(same | of_records).select(_SPLITS.names).cast(_SPLITS)

@@ -30,20 +30,19 @@ class Quarantined:
 
 
 def quarantine_by_reason(snapshot: Snapshot) -> dict[str, Quarantined]:
-    """The quarantine of a snapshot, most documents first; reads three columns of each quarantine file.
+    """The quarantine of a snapshot, most documents first; reads four columns of each quarantine file.
 
     Raises:
         StoreError: a quarantine file is missing or damaged.
     """
-    splits = snapshot.splits.filter(pc.is_valid(snapshot.splits["quarantine_file"]))
+    listed = pc.unique(snapshot.splits["quarantine_file"].drop_null()).to_pylist()
     documents: Counter[str] = Counter()
     files: defaultdict[str, set[str]] = defaultdict(set)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for begin in range(0, splits.num_rows, _THREADS * 4):  # in slices, so that few results wait
-            some = splits.slice(begin, _THREADS * 4)
-            names, uris = some["quarantine_file"].to_pylist(), some["file_uri"].to_pylist()
-            for uri, counts in zip(uris, pool.map(lambda name: _count(snapshot.storage, name), names), strict=True):
-                for reason, num in counts.items():
+        for begin in range(0, len(listed), _THREADS * 4):  # in slices, so that few results wait
+            names = listed[begin : begin + _THREADS * 4]
+            for counts in pool.map(lambda name: _count(snapshot.storage, name), names):
+                for (reason, uri), num in counts.items():
                     documents[reason] += num
                     files[reason].add(uri)
     return {reason: Quarantined(num, len(files[reason])) for reason, num in documents.most_common()}
@@ -68,11 +67,11 @@ def _state(run: RunState) -> str:
     return "killed" if is_killed else run.state
 
 
-def _count(storage: Storage, name: str) -> dict[str, int]:
-    """Documents by reason; a row that names neither a document nor a row speaks of the file and is none."""
+def _count(storage: Storage, name: str) -> Counter[tuple[str, str]]:
+    """Documents by reason and input file; a row without doc_id and row speaks of the file and is none."""
     try:
         with storage.open(name) as source:
-            table = pq.ParquetFile(source).read(columns=["doc_id", "row", "reason"])
+            table = pq.ParquetFile(source).read(columns=["doc_id", "row", "reason", "input_file"])
     except FileNotFoundError:
         raise StoreError(
             f"missing from the store: {storage.full_uri(name)}, a quarantine file of the snapshot"
@@ -80,5 +79,8 @@ def _count(storage: Storage, name: str) -> dict[str, int]:
     except (pa.ArrowException, OSError) as error:  # storage's own faults are neither
         raise StoreError(f"damaged: {storage.full_uri(name)} is no quarantine file ({error})") from None
     is_document = pc.or_(pc.is_valid(table["doc_id"]), pc.is_valid(table["row"]))
-    counts = Counter(table["reason"].filter(is_document).to_pylist())
-    return dict.fromkeys(table["reason"].to_pylist(), 0) | counts
+    counts: Counter[tuple[str, str]] = Counter()
+    named = zip(table["reason"].to_pylist(), table["input_file"].to_pylist(), is_document.to_pylist(), strict=True)
+    for reason, uri, is_one in named:
+        counts[reason, uri] += is_one
+    return counts

@@ -33,7 +33,7 @@ class Snapshot:
 
     @cached_property
     def splits(self) -> pa.Table:
-        """The splits, by input file and begin, one a row (SPLITS_SCHEMA)."""
+        """The splits, by input file and begin, one a row (SPLITS_SCHEMA); a pack has a row for each of its files."""
         return read_table(self.storage, self.manifest.splits, SPLITS_SCHEMA)
 
     def files(self) -> list[str]:
@@ -42,7 +42,8 @@ class Snapshot:
 
     def quarantine_files(self) -> list[str]:
         """Full URIs of the quarantine files."""
-        return [self.storage.full_uri(name) for name in self.splits["quarantine_file"].drop_null().to_pylist()]
+        listed = dict.fromkeys(self.splits["quarantine_file"].drop_null().to_pylist())  # the files of a pack share one
+        return [self.storage.full_uri(name) for name in listed]
 
     @cached_property
     def schema(self) -> pa.Schema:

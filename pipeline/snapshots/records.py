@@ -1,7 +1,8 @@
 """Records: the commit of one split by one attempt, and how records of a file become its shards.
 
 An attempt writes files under its own name and then its record; a record says that its files are
-there and whole. Several attempts of a split may leave records (a task run twice, a run that was
+there and whole. That of a pack (pipeline.splits.packs) tells of each of its files what a record of
+the file alone would. Several attempts of a split may leave records (a task run twice, a run that was
 thought dead), and a file may have been cut in several ways by several versions of a config.
 `choose` picks one attempt (pipeline.known does so for many), and `tile` a row of splits that covers
 the file exactly once: both depend on the records alone, so whoever publishes picks the same.
@@ -73,8 +74,28 @@ class QuarantineFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A whole small file in a pack; what the record of a file alone would say of it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    file_uri: str
+    file_id: Hex32
+    identity: str
+    identity_kind: Literal["etag", "stat", "version"]
+    end: Count
+    row_begin: Count | None
+    row_end: Count | None
+    num_documents: Count
+    num_counted: Count | None
+    num_quarantined: Count
+    num_truncated: Count
+    num_tokens: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A finished attempt of a split: range [begin, end) of one version of one input file."""
+    """A finished attempt of a split: range [begin, end) of one version of one input file, or a pack of whole files."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -86,7 +107,7 @@ class Record:
     encoder_fp: Hex16
     shard_fp: Hex16
     file_uri: str
-    """Relative to the input root."""
+    """Relative to the input root; of a pack that of its first file, as what follows is of no file of its own."""
     file_id: Hex32
     identity: str
     identity_kind: Literal["etag", "stat", "version"]
@@ -111,12 +132,16 @@ class Record:
     quarantine: QuarantineFile | None
     reasons: dict[str, int]
     """Quarantined rows by reason."""
+    members: tuple[Member, ...] | None = None
+    """Of a pack, by URI."""
 
     def to_json(self) -> bytes:
         """As `from_json` reads it."""
         value = asdict(self)
         if self.shard.num_documents is None:
             del value["shard"]["num_documents"]  # without chunks a record is what it was before there were any
+        if self.members is None:
+            del value["members"]  # the record of a range is what it was before there were packs
         return orjson.dumps(value)
 
     @classmethod

@@ -3,6 +3,7 @@
 A `Record` is the format of one; a million of them as objects would be 2 GB. Here ids and checksums
 are bytes, what thousands of records share (file, run, fingerprints, reasons) is dictionary-encoded,
 and names that follow from ids are not stored. The journal has the same columns (RECORDS_SCHEMA).
+Packs list their files in a nested column; `by_file` lays them out, a row for each file of each record.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, overload
 
 import numpy as np
@@ -19,11 +21,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
-from pipeline.snapshots.records import QuarantineFile, Record, ShardFile, quarantine_name, shard_name
+from pipeline.snapshots.records import Member, QuarantineFile, Record, ShardFile, quarantine_name, shard_name
 
 _SHARED = ("run_id", "encoder_fp", "shard_fp", "file_uri", "file_id", "identity", "identity_kind", "compute", "reasons")
 _COUNTS = ("num_documents", "num_quarantined", "num_reused", "num_truncated", "num_tokens", "num_padded_tokens")
 _HASH = pa.binary(16)
+
+_MEMBER_NAMES = ("file_uri", "file_id", "identity", "identity_kind")
+
+_MEMBER = pa.struct(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in _MEMBER_NAMES),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("row_begin", pa.int64()),
+        pa.field("row_end", pa.int64()),
+        pa.field("num_documents", pa.int64(), nullable=False),
+        pa.field("num_counted", pa.int64()),
+        pa.field("num_quarantined", pa.int64(), nullable=False),
+        pa.field("num_truncated", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int64(), nullable=False),
+    ]
+)
 
 RECORDS_SCHEMA = pa.schema(
     [
@@ -46,8 +64,15 @@ RECORDS_SCHEMA = pa.schema(
         pa.field("shard_num_documents", pa.int64()),
         pa.field("quarantine_checksum", _HASH),
         pa.field("quarantine_num_rows", pa.int64()),
+        pa.field("members", pa.list_(pa.field("element", _MEMBER, nullable=False))),
     ]
 )
+
+_BY_FILE = [
+    *_MEMBER_NAMES,
+    *("begin", "end", "last", "row_begin", "row_end"),
+    *("num_documents", "num_counted", "num_quarantined", "num_reused", "num_truncated", "num_tokens"),
+]
 
 # Records that are objects at a time, on their way into columns or out.
 _SLICE = 10_000
@@ -122,6 +147,28 @@ class RecordTable(Sequence[Record]):
         column = self.column(name)
         assert isinstance(column, pa.DictionaryArray)
         return list(column.dictionary.to_pylist())
+
+    def by_file(self) -> pa.Table:
+        """Range and counts of each file of each record, as SPLITS_SCHEMA names them; `record` is the row of the record.
+
+        A range has one row, a pack one for each of its files.
+        """
+        members = self.column("members")
+        of_ranges = self.table.select(_BY_FILE).append_column("record", pa.array(np.arange(len(self))))
+        if members.null_count == len(members):
+            return of_ranges
+        record = pc.list_parent_indices(members).cast(pa.int64())
+        flat = pa.Table.from_struct_array(pc.list_flatten(members))
+        whole = {
+            "begin": pa.repeat(pa.scalar(0, pa.int64()), len(record)),
+            "last": pa.repeat(True, len(record)),
+            "num_reused": pa.repeat(pa.scalar(0, pa.int64()), len(record)),
+            "record": record,
+        }
+        columns = {name: whole[name] if name in whole else flat[name] for name in of_ranges.schema.names}
+        of_packs = pa.table({name: _encoded(column) for name, column in columns.items()})
+        both = [of_ranges.filter(members.is_null()), of_packs.cast(of_ranges.schema)]
+        return pa.concat_tables(both).unify_dictionaries().combine_chunks()
 
     def shard_names(self) -> pa.Array:
         """Where the embedding shards lie in the store."""
@@ -213,6 +260,10 @@ def _strings(values: Iterable[str | None]) -> pa.Array:
     return pa.concat_arrays([pa.array([], pa.string()), *(pa.array(some, pa.string()) for some in slices)])
 
 
+def _encoded(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.dictionary_encode(column) if pa.types.is_string(column.type) else column
+
+
 def _row(record: Record) -> dict[str, Any]:
     shard, quarantine = record.shard, record.quarantine
     ids = (record.encoder_fp, record.shard_fp, record.split_id, record.attempt)
@@ -233,6 +284,7 @@ def _row(record: Record) -> dict[str, Any]:
         "shard_num_documents": shard.num_documents,
         "quarantine_checksum": bytes.fromhex(quarantine.checksum) if quarantine else None,
         "quarantine_num_rows": quarantine.num_rows if quarantine else None,
+        "members": None if record.members is None else [asdict(member) for member in record.members],
     }
 
 
@@ -249,5 +301,14 @@ def _record(row: dict[str, Any]) -> Record:
     )
     found, num_rows = row.pop("quarantine_checksum"), row.pop("quarantine_num_rows")
     quarantine = None if found is None else QuarantineFile(quarantine_name(*ids), found.hex(), num_rows)
-    reasons = orjson.loads(row.pop("reasons"))
-    return Record(split_id=split_id, attempt=attempt, shard=shard, quarantine=quarantine, reasons=reasons, **row)
+    reasons, members = orjson.loads(row.pop("reasons")), row.pop("members")
+    packed = None if members is None else tuple(Member(**member) for member in members)
+    return Record(
+        **row,
+        split_id=split_id,
+        attempt=attempt,
+        shard=shard,
+        quarantine=quarantine,
+        reasons=reasons,
+        members=packed,
+    )

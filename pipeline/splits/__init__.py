@@ -8,6 +8,7 @@
     delimited CSV and TSV, row by row
     names     what a name of the config means in a file
     plan      a file -> splits
+    packs     many small files -> one split
     columns   the columns that the config names are there, and have types
 
 All of it runs in the driver, before any work; `pipeline.read` then turns ranges into splits and their documents.
@@ -16,6 +17,7 @@ All of it runs in the driver, before any work; `pipeline.read` then turns ranges
 from pipeline.splits.columns import check_columns, plan_files
 from pipeline.splits.corpus import Corpus
 from pipeline.splits.files import InputFile, file_format, is_streamed, list_input
+from pipeline.splits.packs import pack_of, pack_small_files
 from pipeline.splits.plan import Cut, Split, limit_splits, plan_file, split_id
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "is_streamed",
     "limit_splits",
     "list_input",
+    "pack_of",
+    "pack_small_files",
     "plan_file",
     "plan_files",
     "split_id",

@@ -16,6 +16,7 @@ Most ranges come out of the reader as they were planned. What a plan cannot know
 pass can read, the reader cuts under the same bounds: lines, and rows of a large row group
 (`cut_rows`). Cuts depend on the file, the columns and the bounds alone, so that a run that is
 resumed cuts alike. A file is done when its splits tile it from 0 to one that says `last`.
+Files that are small beside the bounds share a split: see pipeline.splits.packs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pipeline.uris import Storage
 
 # A plain JSONL file is planned by bytes only, its rows being unknown without reading it. Taken for a line,
 # this lets most ranges of texts of a paragraph or more be one split, and shares out those of shorter ones.
-_ASSUMED_LINE_BYTES = 2**10
+ASSUMED_LINE_BYTES = 2**10
 # Only for dispatching big ones first.
 _ASSUMED_COMPRESSION = 4
 
@@ -53,6 +54,9 @@ class Split:
         row_begin, row_end: the same in rows, where the reader knows them.
         num_bytes: an estimate, for dispatching big splits first.
         unreadable: why the whole file cannot be read, found while planning.
+        members: of a pack the whole files that it is made of, by URI, each as its own split; then `file`
+            stands for all of them, and [begin, end) are members (see pipeline.splits.packs).
+        member_begin: where the pack's members begin among those of the pack that was planned.
     """
 
     file: InputFile
@@ -65,6 +69,13 @@ class Split:
     row_end: int | None = None
     num_bytes: int = 0
     unreadable: str | None = None
+    members: tuple[Split, ...] = ()
+    member_begin: int = 0
+
+    @property
+    def files(self) -> tuple[InputFile, ...]:
+        """What it is read from."""
+        return tuple(member.file for member in self.members) or (self.file,)
 
     @property
     def in_rows(self) -> bool:
@@ -85,8 +96,12 @@ class Split:
     @classmethod
     def from_json(cls, text: str) -> Split:
         """The split that `to_json` wrote."""
-        value: dict[str, Any] = json.loads(text)
-        return cls(**{**value, "file": InputFile(**value["file"])})
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def _of(cls, value: dict[str, Any]) -> Split:
+        members = tuple(map(cls._of, value["members"]))
+        return cls(**{**value, "file": InputFile(**value["file"]), "members": members})
 
 
 Cut = tuple[int, int, bool]
@@ -119,7 +134,7 @@ def plan_file(
         return [Split(file, kind, compression, begin=0, end=1, last=True, num_bytes=num_bytes)]
     if is_streamed(kind, compression):
         return [Split(file, kind, compression, begin=0, end=None, last=None, num_bytes=num_bytes)]
-    step = min(bounds.max_bytes, bounds.num_rows * _ASSUMED_LINE_BYTES)
+    step = min(bounds.max_bytes, bounds.num_rows * ASSUMED_LINE_BYTES)
     return [
         Split(file, kind, None, begin, end, last=end == file.size, num_bytes=end - begin)
         for begin, end in _equal_parts(file.size, step) or [(0, 0)]

@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
-from pipeline.duplicates import COMING_SCHEMA, find_duplicates
+from pipeline.duplicates import SEGMENTS_SCHEMA, find_duplicates, in_order
 from pipeline.errors import StoreError
 from pipeline.snapshots.manifest import (
     FORMAT_VERSION,
@@ -39,13 +38,16 @@ from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
 from pipeline.verify.again import Again, encode_again
 from pipeline.verify.books import check_books
-from pipeline.verify.files import SplitChecker
+from pipeline.verify.files import Row, SplitChecker
 
 __all__ = ["Again", "Audit", "encode_again", "verify"]
 
 # Shards in memory at once.
 _THREADS = 4
+# Rows of the splits table, or the files of one pack.
 _SLICE = 256
+
+_PLACE = ("file_uri", "begin", "end")
 
 
 @dataclass
@@ -135,23 +137,28 @@ def _table(storage: Storage, ref: TableRef, schema: pa.Schema, audit: Audit) -> 
 def _check_files(storage: Storage, manifest: Manifest, shards: pa.Table, splits: pa.Table, audit: Audit) -> pa.Table:
     """Check the files of each split; COMING_SCHEMA of those whose shard is sound."""
     checker = SplitChecker(storage, manifest, _record_names(storage, manifest))
-    sound: list[pa.Table] = [COMING_SCHEMA.empty_table()]
+    sound: list[pa.Table] = [SEGMENTS_SCHEMA.empty_table()]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for split_rows, shard_rows in _joined(splits, shards):
+        for some, shard_rows in _joined(splits, shards):
             coming = []
-            for split, checked in zip(split_rows, pool.map(checker.check, split_rows, shard_rows), strict=True):
+            for files, checked in zip(some, pool.map(checker.check, some, shard_rows), strict=True):
                 audit.findings += checked.findings
                 audit.splits += 1
                 audit.rows += checked.num_rows
                 audit.bytes += checked.num_bytes
-                audit.quarantined += split["num_quarantined"]
+                audit.quarantined += sum(file["num_quarantined"] for file in files)
                 if checked.is_sound:
-                    coming.append(checked.coming)
-            sound.append(pa.Table.from_pylist(coming, COMING_SCHEMA))
+                    coming += [checked.coming | _segment(file) for file in files]
+            sound.append(pa.Table.from_pylist(coming, SEGMENTS_SCHEMA))
     folders = [f"{kind}/{manifest.encoder_fp}/{manifest.shard_fp}" for kind in ("embeddings", "quarantine")]
     listed = set(shards["file"].to_pylist()) | set(splits["quarantine_file"].drop_null().to_pylist())
     audit.other_files = sum(info.name not in listed for folder in folders for info in storage.scan(folder))
-    return pa.concat_tables(sound)
+    return in_order(pa.concat_tables(sound))
+
+
+def _segment(file: Row) -> Row:
+    num_embedded = file["num_documents"] - file["num_quarantined"]
+    return {name: file[name] for name in _PLACE} | {"num_embedded": num_embedded}
 
 
 def _record_names(storage: Storage, manifest: Manifest) -> dict[tuple[str, str], str]:
@@ -164,17 +171,26 @@ def _record_names(storage: Storage, manifest: Manifest) -> dict[tuple[str, str],
     return found
 
 
-def _joined(splits: pa.Table, shards: pa.Table) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Slices of the splits, in order, and of the shard of each; splits without one are left to the books."""
+def _joined(splits: pa.Table, shards: pa.Table) -> Iterator[tuple[list[list[Row]], list[Row]]]:
+    """Slices of the splits, each its files by URI, and the shard of each; splits without one are left to the books."""
     by_ordinal = shards.sort_by("ordinal")
     known = by_ordinal["ordinal"].to_numpy()
+    splits = splits.sort_by([(name, "ascending") for name in ("ordinal", *_PLACE)])
     wanted = splits["ordinal"].to_numpy()
-    place = np.searchsorted(known, wanted)
-    has_shard = place < len(known)
-    has_shard[has_shard] = known[place[has_shard]] == wanted[has_shard]
-    splits, matching = splits.filter(pa.array(has_shard)), by_ordinal.take(pa.array(place[has_shard]))
-    for begin in range(0, splits.num_rows, _SLICE):
-        yield splits.slice(begin, _SLICE).to_pylist(), matching.slice(begin, _SLICE).to_pylist()
+    ordinals, begins = np.unique(wanted, return_index=True)
+    ends = [*begins[1:].tolist(), len(wanted)]
+    some: list[list[Row]] = []
+    matching: list[Row] = []
+    for ordinal, begin, end in zip(ordinals.tolist(), begins.tolist(), ends, strict=True):
+        place = int(np.searchsorted(known, ordinal))
+        if place == len(known) or known[place] != ordinal:
+            continue
+        some.append(splits.slice(begin, end - begin).to_pylist())
+        matching.append(by_ordinal.slice(place, 1).to_pylist()[0])
+        if sum(map(len, some)) >= _SLICE:
+            yield some, matching
+            some, matching = [], []
+    yield some, matching
 
 
 def _duplicates(storage: Storage, sound: pa.Table) -> list[str]:

@@ -61,17 +61,20 @@ def encode_again(snapshot: Snapshot, config: Config, *, num_rows: int = 200, see
     return _Again(snapshot, config).of(_sample(snapshot, num_rows, seed))
 
 
-def _sample(snapshot: Snapshot, num_rows: int, seed: int) -> list[tuple[Row, Row, list[int]]]:
-    """(split, shard, rows of it), by input file and range."""
+def _sample(snapshot: Snapshot, num_rows: int, seed: int) -> list[tuple[list[Row], Row, list[int]]]:
+    """(split, shard, rows of it), by input file and range; a split is its rows of the table, of a pack by file."""
     rng = np.random.default_rng(seed)
     shards = {row["ordinal"]: row for row in snapshot.shards.to_pylist() if row["num_rows"]}
-    filled = np.flatnonzero(np.isin(snapshot.splits["ordinal"].to_numpy(), np.array(list(shards), np.int32)))
+    ordinals = snapshot.splits["ordinal"].to_numpy()
+    filled = np.flatnonzero(np.isin(ordinals, np.array(list(shards), np.int32)))
+    filled = np.sort(filled[np.unique(ordinals[filled], return_index=True)[1]])  # of packs their first files
     chosen = np.sort(rng.choice(filled, min(_MAX_SPLITS, len(filled)), replace=False))
     sample = []
-    for split in snapshot.splits.take(pa.array(chosen, pa.int64())).to_pylist():
-        shard = shards[split["ordinal"]]
+    for ordinal in ordinals[chosen].tolist():
+        shard = shards[ordinal]
         num = min(shard["num_rows"], -(-num_rows // len(chosen)))
-        sample.append((split, shard, sorted(rng.choice(shard["num_rows"], num, replace=False).tolist())))
+        files = snapshot.splits.filter(pc.equal(snapshot.splits["ordinal"], ordinal)).to_pylist()
+        sample.append((files, shard, sorted(rng.choice(shard["num_rows"], num, replace=False).tolist())))
     return sample
 
 
@@ -100,16 +103,37 @@ class _Again:
         self._encoder: Encoder = Encoder(path, model, compute="float32", token_budget=budget)
         self._again = Again()
 
-    def of(self, sample: list[tuple[Row, Row, list[int]]]) -> Again:
-        for split, shard, rows in sample:
-            file = self._files.get(split["file_uri"])
-            try:
-                if file is None or file.file_id != split["file_id"]:
-                    raise ChangedError("")
-                self._compare(split, shard["file"], rows, file)
-            except ChangedError:
-                self._again.unchecked.append(f"{split['file_uri']} cannot be checked: changed since it was embedded")
+    def of(self, sample: list[tuple[list[Row], Row, list[int]]]) -> Again:
+        for files, shard, rows in sample:
+            for split, part in self._by_file(files, shard["file"], rows):
+                self._check(split, shard["file"], part)
         return self._again
+
+    def _by_file(self, files: list[Row], name: str, rows: list[int]) -> list[tuple[Row, list[int]]]:
+        """Rows of a shard by the input file that they are of."""
+        if len(files) == 1:
+            return [(files[0], rows)]
+        try:
+            with self._snapshot.storage.open(name) as source:
+                chunks = pq.ParquetFile(source, pre_buffer=True).read(columns=["chunk_index"])["chunk_index"].to_numpy()
+        except (FileNotFoundError, pa.ArrowException):
+            self._again.unchecked.append(f"{name} cannot be read")
+            return []
+        ends = np.cumsum([file["num_documents"] - file["num_quarantined"] for file in files])
+        of_row = np.searchsorted(ends, (np.cumsum(chunks == 0) - 1)[rows], side="right").clip(max=len(files) - 1)
+        return [
+            (files[index], [row for row, of in zip(rows, of_row, strict=True) if of == index])
+            for index in np.unique(of_row).tolist()
+        ]
+
+    def _check(self, split: Row, name: str, rows: list[int]) -> None:
+        file = self._files.get(split["file_uri"])
+        try:
+            if file is None or file.file_id != split["file_id"]:
+                raise ChangedError("")
+            self._compare(split, name, rows, file)
+        except ChangedError:
+            self._again.unchecked.append(f"{split['file_uri']} cannot be checked: changed since it was embedded")
 
     def _compare(self, split: Row, name: str, rows: list[int], file: InputFile) -> None:
         try:

@@ -58,8 +58,8 @@ def _uniqueness(manifest: Manifest, shards: pa.Table, splits: pa.Table) -> Itera
     for table, file, column in (
         (shards, manifest.shards.file, "ordinal"),
         (shards, manifest.shards.file, "file"),
-        (splits, manifest.splits.file, "split_id"),
-        (splits, manifest.splits.file, "ordinal"),
+        (_splits_once(splits), manifest.splits.file, "split_id"),
+        (_splits_once(splits), manifest.splits.file, "ordinal"),
     ):
         counts = pc.value_counts(table[column].combine_chunks())
         for value in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
@@ -69,6 +69,17 @@ def _uniqueness(manifest: Manifest, shards: pa.Table, splits: pa.Table) -> Itera
         yield f"{manifest.shards.file}: ordinal {ordinal} is not below next_ordinal {manifest.next_ordinal}"
     for ordinal in np.setxor1d(ordinals, splits["ordinal"].to_numpy()):
         yield f"{manifest.splits.file}: ordinal {ordinal} is in one of the two tables only"
+
+
+def _splits_once(splits: pa.Table) -> pa.Table:
+    """split_id and ordinal of each split: of a pack, which has a row for each of its files, whole ones all, once."""
+    found = splits.group_by(["split_id", "ordinal"]).aggregate(
+        [("last", "min"), ("begin", "max"), ("file_id", "count")]
+    )
+    is_pack = pc.and_(found["last_min"], pc.equal(found["begin_max"], 0))
+    is_wrong = pc.and_(pc.greater(found["file_id_count"], 1), pc.invert(is_pack))
+    once = found.select(["split_id", "ordinal"])
+    return pa.concat_tables([once, once.filter(is_wrong)])
 
 
 def _tilings(manifest: Manifest, splits: pa.Table) -> Iterator[str]:
@@ -123,7 +134,7 @@ def _names(manifest: Manifest, shards: pa.Table, splits: pa.Table) -> Iterator[s
     fps = f"{manifest.encoder_fp}/{manifest.shard_fp}"
     files = dict(zip(shards["ordinal"].to_pylist(), shards["file"].to_pylist(), strict=True))
     columns = (splits[name].to_pylist() for name in ("split_id", "ordinal", "quarantine_file"))
-    for split_id, ordinal, quarantine_file in zip(*columns, strict=True):
+    for split_id, ordinal, quarantine_file in dict.fromkeys(zip(*columns, strict=True)):
         for kind, name in (("embeddings", files.get(ordinal)), ("quarantine", quarantine_file)):
             if name is None:
                 continue

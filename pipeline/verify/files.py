@@ -1,5 +1,7 @@
 """The files of one split, against the tables and each other: shard, quarantine file, record.
 
+A split is known by its rows of the splits table: one, or of a pack one for each of its input files.
+
 A file that is missing, cut or changed is one finding: what a damaged file says proves nothing.
 """
 
@@ -21,9 +23,12 @@ from pipeline.row_hashes import row_hashes
 from pipeline.schema import QUARANTINE_SCHEMA, Reason, Stage, embedding_schema
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.records import Record, ShardFile, checksum
+from pipeline.snapshots.table import RecordTable
 from pipeline.uris import Storage
 
 _NORM_TOLERANCE = 1e-3
+
+_COUNTED = (("num_tokens", "num_tokens", "tokens"), ("truncated", "num_truncated", "truncated rows"))
 
 Row = dict[str, Any]
 """Of the splits table (SPLITS_SCHEMA) or the shards table (SHARDS_SCHEMA)."""
@@ -59,13 +64,13 @@ class SplitChecker:
         self._dtype = "float32" if store.get("dtype") == "float32" else "float16"
         self._keep_text = bool(store.get("keep_text"))
 
-    def check(self, split: Row, shard: Row) -> Checked:
-        """All findings of one split."""
-        checked = Checked()
-        ids = self._shard(split, shard, checked)
+    def check(self, files: list[Row], shard: Row) -> Checked:
+        """All findings of one split; `files` are its rows, by URI."""
+        checked, split = Checked(), files[0]
+        ids = self._shard(files, shard, checked)
         checked.is_sound = ids is not None
-        reasons = self._quarantine(split, ids, checked)
-        checked.findings += self._record(split, shard, reasons)
+        reasons = self._quarantine(files, ids, checked)
+        checked.findings += self._record(files, shard, reasons)
         checked.coming = {
             "split_id": split["split_id"],
             "file": shard["file"],
@@ -96,7 +101,7 @@ class SplitChecker:
                 checked.findings.append(f"{name} cannot be read as Parquet: {' '.join(str(error).split())[:200]}")
         return None
 
-    def _shard(self, split: Row, shard: Row, checked: Checked) -> pa.Array | None:
+    def _shard(self, files: list[Row], shard: Row, checked: Checked) -> pa.Array | None:
         """The doc_ids of a sound shard."""
         name = shard["file"]
         table = self._read(name, shard["checksum"], shard["size"], checked)
@@ -114,11 +119,11 @@ class SplitChecker:
             checked.findings.append(f"{name} has {table.num_rows} rows, {shard['num_rows']} are listed")
             return None
         table = table.combine_chunks()
-        checked.findings += (f"{name}: {what}" for what in self._rows(table, keep, split, shard))
+        checked.findings += (f"{name}: {what}" for what in self._rows(table, keep, files, shard))
         checked.findings += (f"{name}: {what}" for what in self._vectors(table, shard))
         return table["doc_id"]
 
-    def _rows(self, table: pa.Table, keep: list[str], split: Row, shard: Row) -> Iterator[str]:
+    def _rows(self, table: pa.Table, keep: list[str], files: list[Row], shard: Row) -> Iterator[str]:
         chunk = table["chunk_index"].to_numpy()
         is_first = chunk == 0
         goes_on = np.concatenate([[False], chunk[1:] == chunk[:-1] + 1]) if len(chunk) else is_first
@@ -136,14 +141,19 @@ class SplitChecker:
         in_shard = shard["num_rows"] if shard["num_documents"] is None else shard["num_documents"]
         if is_first.sum() != in_shard:
             yield f"{is_first.sum()} documents, {in_shard} are listed"
-        needed = split["num_documents"] - split["num_quarantined"]
-        if is_first.sum() != needed:
-            yield f"{is_first.sum()} documents, its split has {needed} that are not in quarantine"
-        for column, what in (("num_tokens", "tokens"), ("truncated", "truncated rows")):
-            found = int(pc.sum(table[column], min_count=0).as_py())
-            wanted = split["num_tokens" if column == "num_tokens" else "num_truncated"]
-            if found != wanted:
-                yield f"{found} {what}, its split lists {wanted}"
+        needed = [file["num_documents"] - file["num_quarantined"] for file in files]
+        if is_first.sum() != sum(needed):
+            yield f"{is_first.sum()} documents, its split has {sum(needed)} that are not in quarantine"
+        else:
+            file_of = np.zeros(len(chunk), np.int64)
+            if is_first.any():
+                file_of = np.repeat(np.arange(len(files)), needed)[np.maximum(np.cumsum(is_first) - 1, 0)]
+            for column, name, what in _COUNTED:
+                found = np.bincount(file_of, table[column].to_numpy(), len(files))
+                for file, num in zip(files, found.astype(np.int64).tolist(), strict=True):
+                    if num != file[name]:
+                        whose = "its split" if len(files) == 1 else file["file_uri"]
+                        yield f"{num} {what}, {whose} lists {file[name]}"
         stored = table["row_hash"].to_pylist()
         changed = np.array([a != b for a, b in zip(stored, row_hashes(table, table.select(keep)), strict=True)], bool)
         if changed.any():
@@ -169,11 +179,14 @@ class SplitChecker:
         if ranged != stored[0].tobytes():
             yield f"vector_begin {begin} is not where its first vector is"
 
-    def _quarantine(self, split: Row, ids: pa.Array | None, checked: Checked) -> Counter[str] | None:
+    def _quarantine(self, files: list[Row], ids: pa.Array | None, checked: Checked) -> Counter[str] | None:
         """The rows of a sound quarantine file by reason."""
+        split = files[0]
         name = split["quarantine_file"]
+        if len({(file["quarantine_file"], file["quarantine_checksum"]) for file in files}) > 1:
+            checked.findings.append(f"split {split['split_id']} has more than one quarantine file")
         if name is None:
-            if split["num_quarantined"] or split["num_counted"] is None:
+            if any(file["num_quarantined"] or file["num_counted"] is None for file in files):
                 checked.findings.append(f"split {split['split_id']} of {split['file_uri']} lacks its quarantine file")
             return Counter()
         table = self._read(name, split["quarantine_checksum"], None, checked)
@@ -185,10 +198,11 @@ class SplitChecker:
         ):
             checked.findings.append(f"{name} has other columns than a quarantine file")
             return None
-        checked.findings += (f"{name}: {what}" for what in _quarantine_rows(table, split, ids))
+        checked.findings += (f"{name}: {what}" for what in _quarantine_rows(table, files, ids))
         return Counter(table["reason"].to_pylist())
 
-    def _record(self, split: Row, shard: Row, reasons: Counter[str] | None) -> Iterator[str]:
+    def _record(self, files: list[Row], shard: Row, reasons: Counter[str] | None) -> Iterator[str]:
+        split = files[0]
         attempt = shard["file"].rpartition("-")[2].removesuffix(".parquet")
         name = self._records.get((split["split_id"], attempt))
         try:
@@ -205,29 +219,38 @@ class SplitChecker:
         quarantine = (record.quarantine.file, record.quarantine.checksum) if record.quarantine else (None, None)
         if quarantine != (split["quarantine_file"], split["quarantine_checksum"]):
             yield f"{name} speaks of another quarantine file than the one listed, {split['quarantine_file']}"
-        for key, value in split.items():
-            if getattr(record, key, value) != value:
-                yield f"{name}: {key} is {getattr(record, key)}, the splits table has {value}"
+        recorded = {file["file_uri"]: file for file in RecordTable.of([record]).by_file().to_pylist()}
+        if recorded.keys() != {file["file_uri"] for file in files}:
+            yield f"{name} is of {len(recorded)} files, {', '.join(sorted(recorded)[:3])}; the splits table has others"
+            return
+        for file in files:
+            found = {"split_id": record.split_id} | recorded[file["file_uri"]]
+            for key, value in file.items():
+                if found.get(key, value) != value:
+                    yield f"{name}: {key} is {found[key]}, the splits table has {value}"
         if reasons is not None and record.reasons != dict(reasons):
             yield f"{name}: reasons are {record.reasons}, its quarantine file has {dict(reasons)}"
 
 
-def _quarantine_rows(table: pa.Table, split: Row, ids: pa.Array | None) -> Iterator[str]:
+def _quarantine_rows(table: pa.Table, files: list[Row], ids: pa.Array | None) -> Iterator[str]:
     is_document = pc.or_(pc.is_valid(table["row"]), pc.is_valid(table["doc_id"]))
-    found = int(pc.sum(is_document, min_count=0).as_py())
-    if found != split["num_quarantined"]:
-        yield f"{found} documents, its split has {split['num_quarantined']} in quarantine"
+    uris = table["input_file"].to_pylist()
+    found = Counter(uri for uri, is_one in zip(uris, is_document.to_pylist(), strict=True) if is_one)
+    for file in files:
+        if found[file["file_uri"]] != file["num_quarantined"]:
+            whose = "its split" if len(files) == 1 else file["file_uri"]
+            yield f"{found[file['file_uri']]} documents, {whose} has {file['num_quarantined']} in quarantine"
     for column, closed in (("reason", get_args(Reason)), ("stage", get_args(Stage))):
         for value in set(table[column].to_pylist()) - set(closed):
             yield f"{value!r} is no {column}"
-    for uri in set(table["input_file"].to_pylist()) - {split["file_uri"]}:
-        yield f"speaks of {uri}, its split is of {split['file_uri']}"
-    rows = table["row"].drop_null()
-    if pc.count_distinct(rows).as_py() != len(rows):
+    for uri in set(uris) - {file["file_uri"] for file in files}:
+        yield f"speaks of {uri}, its split is of {files[0]['file_uri']}"
+    rows = [(uri, row) for uri, row in zip(uris, table["row"].to_pylist(), strict=True) if row is not None]
+    if len(set(rows)) != len(rows):
         yield "a row is there twice"
     # Another row may have the same id of its own; a derived one names the row.
-    names = zip(table["doc_id"].to_pylist(), table["row"].to_pylist(), strict=True)
-    derived = [name for name, row in names if row is not None and name == f"{split['file_uri']}#{row}"]
+    names = zip(table["doc_id"].to_pylist(), uris, table["row"].to_pylist(), strict=True)
+    derived = [name for name, uri, row in names if row is not None and name == f"{uri}#{row}"]
     if ids is not None and derived:
         for name in ids.filter(pc.is_in(ids, pa.array(derived, pa.string()))).to_pylist():
             yield f"{name} is in quarantine, and in the shard"

@@ -13,7 +13,7 @@ import pytest
 from pipeline.config import Input, SplitBounds
 from pipeline.errors import ChangedError
 from pipeline.read import read_split
-from pipeline.splits import Split, list_input, plan_files
+from pipeline.splits import Split, list_input, pack_small_files, plan_files
 from pipeline.uris import Storage
 
 INPUT = Input(uri="x", keep=("n",))
@@ -56,3 +56,23 @@ def test_a_file_put_anew_is_refused(corpus: Storage, name: str) -> None:
     split = next(split for split in splits if split.file.uri == name)
     with pytest.raises(ChangedError, match=name):
         list(read_split(corpus, split, INPUT, keep, BOUNDS))
+
+
+def test_small_files_are_planned_by_their_listing_and_read_by_a_request_each(s3: Any) -> None:
+    """Of lines one file is looked at, for its columns; none is opened twice to be read."""
+    storage, num_files = Storage(f"{s3.uri}/in", s3.options), 60
+    for number in range(num_files):
+        storage.put(f"{number:02}.jsonl", b'{"text": "t%d", "n": %d}\n' % (number, number))
+    s3.requests.clear()
+    planned, keep = _plan(storage)
+    [pack] = pack_small_files(planned, BOUNDS)
+    assert [method for method, target in s3.requests if ".jsonl" in target] == ["GET"]
+    s3.requests.clear()
+    [made] = read_split(storage, pack, INPUT, keep, BOUNDS)
+    assert made.documents is not None
+    assert made.documents["n"].to_pylist() == list(range(num_files))
+    assert len(s3.requests) == num_files
+    storage.put("40.jsonl", b"{}\n")
+    with pytest.raises(ChangedError, match=r"40\.jsonl") as caught:
+        list(read_split(storage, pack, INPUT, keep, BOUNDS))
+    assert caught.value.file_uri == "40.jsonl"

@@ -55,10 +55,10 @@ def embeddings(ids: Sequence[str], *, chunks: int = 1) -> pa.Table:
     return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
 
 
-def quarantined(rows: Sequence[tuple[str | None, int | None, str]]) -> pa.Table:
+def quarantined(uri: str, rows: Sequence[tuple[str | None, int | None, str]]) -> pa.Table:
     """(doc_id, row, reason)."""
     values = [
-        {"doc_id": doc_id, "input_file": "f", "row": row, "stage": "read", "reason": reason, "message": "m"}
+        {"doc_id": doc_id, "input_file": uri, "row": row, "stage": "read", "reason": reason, "message": "m"}
         for doc_id, row, reason in rows
     ]
     return pa.Table.from_pylist(values, QUARANTINE_SCHEMA)
@@ -79,7 +79,7 @@ def put_split(
     end = begin + num * (50 if is_lines else 1)
     record = make_record(uri, begin, end, num_documents=num, num_counted=num, num_quarantined=len(bad))
     fingerprints = (record.encoder_fp, record.shard_fp)
-    made = make_attempt(fingerprints, record.split_id, table, SCHEMA, quarantined(bad), with_text=False)
+    made = make_attempt(fingerprints, record.split_id, table, SCHEMA, quarantined(uri, bad), with_text=False)
     record = replace(
         record,
         row_begin=None if is_lines and begin else begin,

@@ -14,7 +14,7 @@ from pipeline.limits import LimitWatch, Totals, refuse_deletions, refuse_over_li
 from pipeline.snapshots.manifest import SPLITS_SCHEMA
 from pipeline.snapshots.records import Record
 from pipeline.splits import InputFile, Split
-from tests.stores import make_record
+from tests.stores import make_member, make_pack, make_record
 
 NO_SPLITS = SPLITS_SCHEMA.empty_table()
 
@@ -54,11 +54,25 @@ def test_an_unreadable_file_is_named() -> None:
     refuse_over_limits(Limits(max_quarantined_files=1), [record], NO_SPLITS)
 
 
+def test_an_unreadable_file_of_a_pack_is_named_and_no_other() -> None:
+    record = make_pack(make_member("a"), make_member("broken", 0, num_counted=None), make_member("c"))
+    totals = Totals.of([], NO_SPLITS)
+    totals.add(record)
+    assert totals.unreadable == Totals.of([record], NO_SPLITS).unreadable == {"broken"}
+
+
 def test_too_many_deletions_are_refused_by_the_files_that_are_gone() -> None:
     before = splits(a=90, b=10, c=1)
     refuse_deletions(Limits(), before, [], splits(a=90, c=1))
     with pytest.raises(LimitError, match=r"90 of 101 documents would disappear .* from a, "):
         refuse_deletions(Limits(), before, [], splits(b=10, c=1))
+
+
+def test_files_of_packs_count_as_deletions_by_themselves() -> None:
+    pack = make_pack(make_member("a", 5), make_member("c", 40))
+    refuse_deletions(Limits(), splits(a=5, b=10, c=40), [pack], splits(b=10))
+    with pytest.raises(LimitError, match=r"50 of 105 documents would disappear .* from c, "):
+        refuse_deletions(Limits(), splits(a=5, b=10, c=90), [pack], splits(b=10))
 
 
 def test_a_file_that_shrank_counts_as_deletions() -> None:

@@ -57,7 +57,8 @@ def _has_no_quarantine(records: RecordTable) -> npt.NDArray[np.bool_]:
 def test_a_file_that_the_parent_lists_whole_is_carried() -> None:
     whole, part, gone, anew = _file("a"), _file("b"), _file("c"), _file("d")
     rows = [(whole, False), (whole, True), (part, False), (gone, True), (anew, True)]
-    parent = pa.table({"file_id": [file.file_id for file, _ in rows], "last": [last for _, last in rows]})
+    columns = {"file_id": [file.file_id for file, _ in rows], "last": [last for _, last in rows]}
+    parent = pa.table(columns | {"ordinal": range(len(rows))})
     files = [whole, part, _file("d", "v2"), _file("e")]
     carried = carried_files(parent, files)
     assert carried == {whole.file_id}

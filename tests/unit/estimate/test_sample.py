@@ -13,7 +13,7 @@ from pipeline.config import Config, parse_config
 from pipeline.estimate import sample as sampling
 from pipeline.estimate.sample import Sample, draw_sample
 from pipeline.flow.rows import Work
-from pipeline.splits import InputFile, plan_files
+from pipeline.splits import InputFile, pack_small_files, plan_files
 from pipeline.uris import Storage
 from tests.corpus import Row, file_bytes, make_rows, put_files
 from tests.formats import COMPRESS, delimited_bytes, jsonl_bytes, stream_bytes
@@ -48,6 +48,19 @@ def _sample(folder: Path, files: dict[str, Any], *, done: bool = False) -> tuple
     splits, keep = plan_files(storage, listed, config.input, config.splits)
     work = [Work(split, frozenset([(0, (split.end or 0) // 2, False)]) if done else frozenset()) for split in splits]
     return draw_sample(storage, work, config, keep), config
+
+
+def test_what_is_packed_is_sampled_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack counts members, not bytes: taken for a range it would tell nothing of how many documents there are."""
+    storage = Storage(str(tmp_path / "in"))
+    put_files(storage, {f"{number:03}.jsonl": make_rows(3, begin=3 * number) for number in range(100)})
+    config = parse_config({"input": {"uri": storage.uri, "text": "{body}"}, "store": {"uri": str(tmp_path / "s")}})
+    listed = [InputFile(i.name, i.size, i.identity, i.identity_kind) for i in storage.list()]
+    splits, keep = plan_files(storage, listed, config.input, config.splits)
+    [pack] = pack_small_files(splits, config.splits)
+    assert draw_sample(storage, [Work(pack)], config, keep).num_documents.value == 300
+    monkeypatch.setattr(sampling, "WHOLE_BYTES", 0)
+    assert draw_sample(storage, [Work(pack)], config, keep).num_documents.value == pytest.approx(300, rel=0.2)
 
 
 @pytest.fixture

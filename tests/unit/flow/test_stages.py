@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from pipeline.flow.ledger import Ledger, Trial, work_id
 from pipeline.flow.rows import Row, Work, Written
 from pipeline.flow.stages import EncodeStage, ReadStage, WriteStage
 from pipeline.model import describe_model
-from pipeline.splits import list_input, plan_files
+from pipeline.read import packs as read_packs
+from pipeline.snapshots.records import Record, record_name
+from pipeline.splits import Split, list_input, pack_small_files, plan_files
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
 from tests.models import make_model
@@ -273,6 +275,138 @@ def test_rows_have_one_schema_each_between_stages_whatever_happened(tiny: Path, 
     assert good.schema.equals(failed.schema)
     encode = EncodeStage(context, None)
     assert encode(good).schema.equals(encode(failed).schema)
+
+
+# -- packs ---------------------------------------------------------------------
+
+
+def pack_on(context: FlowContext, files: Mapping[str, Iterable[object]], **changes: Any) -> pa.Table:
+    """The source batch of one pack of JSONL files."""
+    for name, lines in files.items():
+        text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+        context.input_storage.put(name, text.encode())
+    listed = list_input(context.input_storage, None, None, SETTLED)
+    planned, _ = plan_files(context.input_storage, listed, context.config.input, context.config.splits)
+    [pack] = pack_small_files(planned, context.config.splits)
+    assert len(pack.members) == len(files)
+    return pa.Table.from_pylist([Work(pack, **changes).to_item()])
+
+
+def doc(name: str, words: int = 3) -> dict[str, str]:
+    return {"id": name, "text": f"{name} " * words, "lang": "en"}
+
+
+PACK: dict[str, list[Any]] = {
+    "a.jsonl": [doc("a"), doc("b", 500)],
+    "b.jsonl": ["no json", doc("c")],
+    "c.jsonl": [],
+    "d.jsonl": [doc("d")],
+}
+
+
+def quarantine_of(context: FlowContext, written: Written) -> list[tuple[str, int | None, str]]:
+    assert written.record is not None
+    assert written.record.quarantine is not None
+    table = pq.read_table(pa.BufferReader(context.store_storage.read(written.record.quarantine.file)))
+    return [tuple(row.values()) for row in table.select(["input_file", "row", "reason"]).to_pylist()]
+
+
+def test_a_pack_is_one_shard_and_its_record_tells_of_each_file(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny)
+    batch = pack_on(context, PACK)
+    [written] = run_stages(context, batch)
+    record = written.record
+    assert record is not None, written.report
+    assert record.members is not None
+    told = [(m.file_uri, m.num_documents, m.num_counted, m.num_quarantined, m.num_truncated) for m in record.members]
+    assert told == [
+        ("a.jsonl", 2, 2, 0, 1), ("b.jsonl", 2, 2, 1, 0), ("c.jsonl", 0, 0, 0, 0), ("d.jsonl", 1, 1, 0, 0),
+    ]  # fmt: skip
+    assert (record.num_documents, record.num_counted, record.num_quarantined) == (5, 5, 1)
+    assert sum(member.num_tokens for member in record.members) == record.num_tokens
+    alone = [run_stages(context, _alone(member)) for member in Work.from_batch(batch)[0].split.members]
+    for member, [single] in zip(record.members, alone, strict=True):
+        one = single.record
+        assert one is not None
+        assert (one.file_uri, one.file_id, one.end, one.num_tokens) == (
+            member.file_uri, member.file_id, member.end, member.num_tokens,
+        )  # fmt: skip
+    shard = pq.read_table(pa.BufferReader(context.store_storage.read(record.shard.file)))
+    assert shard["doc_id"].to_pylist() == ["a", "b", "c", "d"]
+    assert quarantine_of(context, written) == [("b.jsonl", 0, "invalid_json")]
+    assert Record.from_json(context.store_storage.read(record_name(record))) == record
+
+
+def _alone(split: Split) -> pa.Table:
+    return pa.Table.from_pylist([Work(split).to_item()])
+
+
+def test_a_document_of_a_pack_that_fails_is_told_by_its_own_file(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of these files have a row 0."""
+    context = make_context(tmp_path, tiny)
+    real = Encoder.encode
+
+    def encode(self: Encoder, *args: Any, **options: Any) -> EncodedSplit:
+        return replace(real(self, *args, **options), invalid=[2])
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    [written] = run_stages(context, pack_on(context, {name: [doc(name)] for name in ("a.jsonl", "b.jsonl", "c.jsonl")}))
+    assert quarantine_of(context, written) == [("c.jsonl", 0, "invalid_vector")]
+    assert written.record is not None
+    assert [member.num_quarantined for member in written.record.members or ()] == [0, 0, 1]
+
+
+def test_a_killer_in_a_pack_is_convicted_and_no_row_of_its_number(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny)
+    files = {name: [doc(name)] for name in ("a.jsonl", "b.jsonl", "c.jsonl")}
+    [row] = ReadStage(context)(pack_on(context, files))
+    guilty = Row.unpack(row).documents["row"][1].as_py()
+    for stage in ("tokenize", "encode"):
+        [work] = Work.from_batch(pack_on(context, files))
+        trial = Trial(work_id(work.split), number=4, guilty={stage: [guilty]})
+        [written] = run_stages(context, pa.Table.from_pylist([replace(work, trial=trial).to_item()]))
+        assert quarantine_of(context, written) == [("b.jsonl", 0, "killed_process")]
+
+
+def test_a_file_of_a_pack_whose_reading_kills_is_a_quarantined_file(tiny: Path, tmp_path: Path) -> None:
+    """And the others are read: it costs neither its pack nor what comes after it."""
+    context = make_context(tmp_path, tiny)
+    files = {name: [doc(name)] for name in ("a.jsonl", "b.jsonl", "c.jsonl")}
+    ledger = Ledger(context.store_storage, "run")
+    [work] = Work.from_batch(pack_on(context, files))
+    real = read_packs._begin
+
+    def begin(member: Split, read: Any) -> Any:
+        if member.file.uri == "b.jsonl":
+            raise KeyboardInterrupt  # stands for the end of the process
+        return real(member, read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_packs, "_begin", begin)
+        deaths = 0
+        while deaths < 10:
+            try:
+                batch = pa.Table.from_pylist([replace(work, trial=ledger.trial(work.split)).to_item()])
+                [written] = run_stages(context, batch)
+                break
+            except KeyboardInterrupt:
+                ledger.learn([work.split], lambda node_id: True)
+                deaths += 1
+    assert deaths == 3
+    assert quarantine_of(context, written) == [("b.jsonl", None, "killed_process")]
+    assert written.record is not None
+    assert [member.num_counted for member in written.record.members or ()] == [1, None, 1]
+
+
+def test_a_file_of_a_pack_that_was_rewritten_is_named(tiny: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path, tiny)
+    batch = pack_on(context, {name: [doc(name)] for name in ("a.jsonl", "b.jsonl", "c.jsonl")})
+    context.input_storage.put("b.jsonl", b"{}\n")
+    [written] = run_stages(context, batch)
+    assert (written.report.status, written.report.changed, written.report.changed_uri) == ("failed", True, "b.jsonl")
+    assert [file.uri for file in written.split.files] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "driver-key", "AWS_SECRET_ACCESS_KEY": "planted", "AWS_SESSION_TOKEN": "token"}

@@ -16,7 +16,7 @@ from pipeline.snapshots.manifest import latest
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Record
 from pipeline.uris import Storage
-from tests.stores import file_id, make_record, publication, put
+from tests.stores import file_id, make_member, make_pack, make_record, publication, put
 
 
 @pytest.fixture
@@ -183,3 +183,53 @@ def test_a_quarantine_file_that_is_gone_is_not_published(storage: Storage) -> No
     storage.delete([record.quarantine.file])
     with pytest.raises(StoreError, match="quarantine/"):
         publish(storage, publication(None, [record]))
+
+
+def test_each_file_of_a_pack_is_accounted_for_by_itself(storage: Storage) -> None:
+    """One that cannot be read is a quarantined file; the others of its pack are read."""
+    pack = make_pack(
+        make_member("a", 3, num_quarantined=1, num_truncated=1),
+        make_member("c", 2, num_counted=None),
+        make_member("d", 0),
+        make_member("e", 0, num_counted=None),
+    )
+    one = publish(storage, publication(None, _put_all(storage, pack, make_record("b"))))
+    accounting = one.accounting
+    assert (accounting.files_in, accounting.files_read, accounting.files_quarantined) == (5, 3, 2)
+    assert (accounting.documents_in, accounting.embedded, accounting.quarantined) == (8, 7, 1)
+    splits = Snapshot(storage, one).splits
+    assert splits["file_uri"].to_pylist() == ["a", "b", "c", "d", "e"]
+    assert splits.select(["split_id", "ordinal", "begin", "end", "last", "num_documents", "num_truncated"]).to_pylist()[
+        2
+    ] == {
+        "split_id": pack.split_id, "ordinal": 0, "begin": 0, "end": 2, "last": True, "num_documents": 2,
+        "num_truncated": 0,
+    }  # fmt: skip
+    assert splits["quarantine_file"].to_pylist() == [
+        pack.quarantine and pack.quarantine.file if uri != "b" else None for uri in "abcde"
+    ]
+    # The next night: carried as it is.
+    two = publish(storage, publication(one, [], carried=splits["file_id"].to_pylist()))
+    assert (two.accounting.reused, two.accounting.files_in, two.accounting.deleted) == (7, 5, 0)
+
+
+def test_a_pack_is_unique_by_file(storage: Storage) -> None:
+    pack = make_pack(make_member("a"), make_member("b"))
+    other = make_pack(make_member("c"), make_member("d"), split_id=pack.split_id)
+    _refused(storage, publication(None, _put_all(storage, pack, other)), "a split is in a snapshot twice")
+    ranged = [make_record("a", 0, 3, last=False), make_record("b", 0, 3)]
+    same = [ranged[0], replace(ranged[1], split_id=ranged[0].split_id)]
+    with pytest.raises(StoreError):
+        publication(None, same)
+
+
+def test_a_file_in_two_packs_is_refused(storage: Storage) -> None:
+    records = _put_all(
+        storage, make_pack(make_member("a"), make_member("b")), make_pack(make_member("b"), make_member("c"))
+    )
+    _refused(storage, publication(None, records), "the splits of b do not cover it once")
+
+
+def test_a_member_counted_with_two_results_is_refused(storage: Storage) -> None:
+    records = _put_all(storage, make_pack(make_member("a"), make_member("b", 2, num_counted=1)))
+    _refused(storage, publication(None, records), "documents of b were counted twice")

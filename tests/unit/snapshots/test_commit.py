@@ -19,7 +19,19 @@ from pipeline.snapshots.reader import open_snapshot
 from pipeline.snapshots.records import Record, new_attempt
 from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
-from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, file_id, make_record, publication, put, step_of, tiling_of
+from tests.stores import (
+    ENCODER_FP,
+    SHARD_FP,
+    FaultyStorage,
+    file_id,
+    make_member,
+    make_pack,
+    make_record,
+    publication,
+    put,
+    step_of,
+    tiling_of,
+)
 
 
 @pytest.fixture
@@ -33,7 +45,9 @@ class Killed(BaseException):
 
 # uri -> the splits it is cut into
 CORPUS = {"a": [(0, 3), (3, 5)], "b": [(0, 4)], "c": [(0, 2), (2, 4), (4, 6)]}
-NUM_DOCUMENTS = 15
+# The files of a pack; files of others lie between them.
+PACK = {"aa": 2, "bb": 0, "d": 3}
+NUM_DOCUMENTS = 15 + 5
 
 
 def run_job(storage: Storage, encoded: list[str]) -> Manifest | None:
@@ -60,7 +74,12 @@ def run_job(storage: Storage, encoded: list[str]) -> Manifest | None:
             if made:
                 write_journal(storage, run_id, len(encoded), made)
                 known.setdefault(uri, []).extend(made)
-        tilings = [tiling_of(known[uri]) for uri in CORPUS]
+        if "aa" not in known:
+            packed = make_pack(*(make_member(uri, num) for uri, num in PACK.items()), run_id=run_id)
+            encoded.append(packed.split_id)
+            known["aa"] = [put(storage, packed)]
+            write_journal(storage, run_id, len(encoded), known["aa"])
+        tilings = [tiling_of(known[uri]) for uri in [*CORPUS, "aa"]]
         records = [record for tiling in tilings if tiling is not None for record in tiling]
         return publish(storage, publication(parent, records, run_id=run_id))
 
@@ -121,6 +140,7 @@ def test_killed_at_any_step_the_next_run_ends_as_a_clean_one(
         assert current is not None
         assert current.snapshot_id == 1
         assert current.accounting.documents_in == NUM_DOCUMENTS
+        assert current.accounting.files_in == len(CORPUS) + len(PACK)
         third: list[str] = []
         assert run_job(storage, third) is None
         assert third == []

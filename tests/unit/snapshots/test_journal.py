@@ -13,7 +13,7 @@ from pipeline.snapshots.journal import Journal, load_records, read_journals, wri
 from pipeline.snapshots.records import record_name
 from pipeline.snapshots.table import RecordTable
 from pipeline.uris import Storage
-from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, make_record
+from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, make_member, make_pack, make_record
 
 
 @pytest.fixture
@@ -35,6 +35,25 @@ def test_a_resume_asks_for_no_record_that_the_journal_holds(storage: FaultyStora
     assert sorted(loaded, key=_key) == sorted(records, key=_key)
     asked = [name for name in storage.reads if name.startswith("records/")]
     assert sorted(asked) == sorted(map(record_name, records[8:]))
+
+
+def test_a_journal_from_before_there_were_packs_is_read(storage: FaultyStorage) -> None:
+    records = [make_record("a"), make_record("b")]
+    for record in records:
+        storage.put(record_name(record), record.to_json())
+    sink = pa.BufferOutputStream()
+    pq.write_table(RecordTable.of(records).table.drop_columns("members"), sink)
+    storage.put("runs/run-1/records-000000.parquet", sink.getvalue())
+    assert sorted(load_records(storage, ENCODER_FP, SHARD_FP), key=_key) == sorted(records, key=_key)
+    assert [name for name in storage.reads if name.startswith("records/")] == []
+
+
+def test_packs_are_journalled(storage: FaultyStorage) -> None:
+    pack = make_pack(make_member("a"), make_member("b", 0, num_counted=None))
+    storage.put(record_name(pack), pack.to_json())
+    write_journal(storage, "run-1", 0, [pack, make_record("c")])
+    assert list(load_records(storage, ENCODER_FP, SHARD_FP)) == [pack]
+    assert [name for name in storage.reads if name.startswith("records/")] == []
 
 
 def test_records_of_other_fingerprints_are_left_alone(storage: FaultyStorage) -> None:

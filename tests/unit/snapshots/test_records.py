@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 from pipeline.errors import StoreError, VecmillError
 from pipeline.snapshots.records import Record, choose, parse_record_name, put_attempt, record_name, tile
 from pipeline.uris import Storage
-from tests.stores import FaultyStorage, make_record, put, shard_data, tiling_of
+from tests.stores import FaultyStorage, make_member, make_pack, make_record, put, shard_data, tiling_of
 
 
 def test_a_record_comes_back_as_it_was() -> None:
     record = make_record(num_quarantined=1)
     assert Record.from_json(record.to_json()) == record
+
+
+def test_the_record_of_a_range_is_what_it_was_before_there_were_packs() -> None:
+    """And is read as it was written then."""
+    record = make_record()
+    assert "members" not in orjson.loads(record.to_json())
+    assert Record.from_json(record.to_json()).members is None
+    pack = make_pack(make_member("a"), make_member("b", num_counted=None))
+    assert Record.from_json(pack.to_json()) == pack
 
 
 @pytest.mark.parametrize(

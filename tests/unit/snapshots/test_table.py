@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError
 from pipeline.snapshots.records import record_name
 from pipeline.snapshots.table import RecordTable, file_keys, parse_file_name
-from tests.stores import make_record
+from tests.stores import file_id, make_member, make_pack, make_record
 
 
 def test_records_come_back_as_they_were() -> None:
@@ -56,3 +57,20 @@ def test_a_record_of_anothers_files_is_refused() -> None:
 def test_a_record_among_many_takes_a_quarter_of_a_kilobyte() -> None:
     records = [make_record(f"part/{number // 100}.parquet", number, number + 1) for number in range(2_000)]
     assert RecordTable.of(records).table.nbytes / len(records) < 256
+
+
+def test_packs_come_back_as_they_were_and_are_laid_out_by_file() -> None:
+    pack = make_pack(make_member("a", 3, num_quarantined=1), make_member("c", 0, num_counted=None))
+    records = [make_record("b", 0, 3, last=False), pack, make_record("b", 3, 7)]
+    table = RecordTable.of(records)
+    assert list(table) == records
+    assert list(table.take(np.array([1, 0]))) == [pack, records[0]]
+    rows = table.by_file().to_pylist()
+    assert sorted((row["file_uri"], row["record"], row["begin"], row["end"], row["last"]) for row in rows) == [
+        ("a", 1, 0, 3, True), ("b", 0, 0, 3, False), ("b", 2, 3, 7, True), ("c", 1, 0, 0, True),
+    ]  # fmt: skip
+    assert {row["file_uri"]: (row["num_counted"], row["num_quarantined"], row["file_id"]) for row in rows} == {
+        "a": (3, 1, file_id("a")), "b": (4, 0, file_id("b")), "c": (None, 0, file_id("c")),
+    }  # fmt: skip
+    alone = RecordTable.of([records[0]])
+    assert alone.by_file()["file_uri"].to_pylist() == ["b"]
