@@ -112,6 +112,8 @@ class ReadStage:
         if place == fatal_at and not is_pack:
             yield killed_range(work.split, place, context.keep, KILLED)
             return
+        if not is_pack:
+            marks.before("read", begin=place)
         suspicion = Suspicion(lambda member: marks.before("read", begin=member), trial.fatal, KILLED)
         pieces = read_split(
             context.input_storage,
@@ -126,7 +128,6 @@ class ReadStage:
         if is_pack:
             yield from pieces  # each member is marked before it is read
             return
-        marks.before("read", begin=place)
         for piece in pieces:
             yield piece
             place = piece.split.end if piece.split.end is not None else place
