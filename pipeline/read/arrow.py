@@ -7,7 +7,7 @@ batches' own headers, and as a document or a row of quarantine.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -80,16 +80,14 @@ def _pieces(storage: Storage, split: Split, target: Target, bounds: SplitBounds)
     piece = _Piece(0, 0)
     with open_source(storage, split.file) as source:
         try:
-            for batch in _batches(source, target):
-                if split.end is not None:
-                    batch = batch.slice(0, split.end - piece.end)
-                for part in _parts(batch, bounds):
-                    size = num_bytes(part)
-                    fits = piece.end - piece.begin + part.num_rows <= bounds.num_rows
-                    if piece.batches and not (fits and piece.num_bytes + size <= bounds.max_bytes):
-                        yield piece
-                        piece = _Piece(piece.end, piece.end)
-                    piece.add(part, size)
+            # Cut as the whole file is, and only then to the split's end, so that a part of the file has its pieces.
+            for part in _parts(_batches(source, target), bounds):
+                size = num_bytes(part)
+                fits = piece.end - piece.begin + part.num_rows <= bounds.num_rows
+                if piece.batches and not (fits and piece.num_bytes + size <= bounds.max_bytes):
+                    yield piece
+                    piece = _Piece(piece.end, piece.end)
+                piece.add(part if split.end is None else part.slice(0, split.end - piece.end), size)
                 if piece.end == split.end:
                     break
             piece.last = split.end is None or split.last
@@ -105,7 +103,8 @@ def _batches(source: Source, target: Target) -> Iterator[pa.RecordBatch]:
     return open_arrow(source, [path[0] for path in paths if path is not None]).batches
 
 
-def _parts(batch: pa.RecordBatch, bounds: SplitBounds) -> Iterator[pa.RecordBatch]:
-    step = rows_within(batch.num_rows, num_bytes(batch), bounds)
-    for begin in range(0, batch.num_rows, step):
-        yield batch.slice(begin, step)
+def _parts(batches: Iterable[pa.RecordBatch], bounds: SplitBounds) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        step = rows_within(batch.num_rows, num_bytes(batch), bounds)
+        for begin in range(0, batch.num_rows, step):
+            yield batch.slice(begin, step)

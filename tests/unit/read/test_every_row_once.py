@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Input, SplitBounds
@@ -244,6 +244,11 @@ def test_a_limit_is_exact(content: bytes, bounds: SplitBounds, limit: int, name:
 
 @settings(max_examples=60, deadline=None)
 @given(ANY_FILE, BOUNDS, st.integers(1, 40))
+@example(
+    ("a.arrow", _arrow([f"text {i}" for i in range(19)], [17, 2], is_file=False)),
+    SplitBounds.model_validate({"max_rows": 2, "max_bytes": 22}),
+    18,
+)
 def test_a_full_run_takes_over_what_a_limit_read(file: tuple[str, bytes], bounds: SplitBounds, limit: int) -> None:
     full, limited = _ranges(_read(*file, bounds)), _ranges(_read(*file, bounds, limit))
     assert limited[:-1] == full[: len(limited) - 1]
