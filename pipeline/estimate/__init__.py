@@ -40,8 +40,8 @@ from pipeline.uris import Storage
 
 __all__ = ["Estimate", "Forecast", "Listed", "Seconds", "forecast"]
 
-# Starting Ray in place and its workers, listing, planning and publishing; measured on two cores. Loading the model
-# is measured each time.
+# Starting Ray in place and its workers, listing, planning and publishing, on two cores at rest. Loading the model is
+# measured each time.
 _START_S = 12.0
 # What a split takes beyond reading, tokenizing and its forward passes, and a document (jobs/benchmark.md).
 _SPLIT_S = 0.07
