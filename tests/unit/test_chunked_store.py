@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,10 @@ from pipeline.verify import encode_again, verify
 from pipeline.where import find_document
 from tests.corpus import Job, Row, make_rows
 from tests.embedded import Embedder, make_job
-from tests.models import make_model
 from tests.stores import make_record, publication, put
 
 ROWS = [row for number in range(12) for row in make_rows(1, begin=number, words=150 if number % 3 == 1 else 1)]
 LONG = [row["id"] for row in ROWS[1::3]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "model")
 
 
 def chunking(folder: Path, model: Path) -> Job:
@@ -51,8 +37,8 @@ def chunking(folder: Path, model: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def embedded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Embedder]:
-    job = chunking(tmp_path_factory.mktemp("chunked"), model)
+def embedded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Embedder]:
+    job = chunking(tmp_path_factory.mktemp("chunked"), tiny)
     embedder = Embedder(job)
     embedder.publish({"a.parquet": ROWS[:7], "b.jsonl": ROWS[7:]})
     return job, embedder
@@ -127,8 +113,8 @@ def test_where_shows_all_chunks_of_a_document(embedded: tuple[Job, Embedder]) ->
     assert place["row"] == int(LONG[1][1:])
 
 
-def test_a_document_with_an_earlier_id_leaves_with_all_its_chunks(model: Path, tmp_path: Path) -> None:
-    job = chunking(tmp_path, model)
+def test_a_document_with_an_earlier_id_leaves_with_all_its_chunks(tiny: Path, tmp_path: Path) -> None:
+    job = chunking(tmp_path, tiny)
     doubled: list[Row] = [*ROWS[:3], {**ROWS[4], "id": "d0"}, *ROWS[5:7]]
     [record] = Embedder(job).publish({"a.parquet": doubled})
     coming = coming_splits([record], SPLITS_SCHEMA.empty_table(), SHARDS_SCHEMA.empty_table())

@@ -19,7 +19,7 @@ from pipeline.errors import ModelError
 from pipeline.model import ModelDescription, describe_model
 from pipeline.schema import DOCUMENT_FIELDS, QUARANTINE_SCHEMA, SEQUENCE_FIELDS
 from pipeline.tokens import SequenceTokenizer, load_tokenizer, tokenize
-from tests.models import make_model, minilm_path, write_json
+from tests.models import minilm_path, write_json
 
 TEXTS = [
     "the time said that they would be there",
@@ -32,18 +32,6 @@ TEXTS = [
     "many. short! words? " * 60,
     "\u200b\ufeff",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def loaded(path: Path, **settings: Any) -> tuple[ModelDescription, SequenceTokenizer]:

@@ -28,7 +28,6 @@ def _fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # two that wait for each other take many times as long over models this small
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(load, "_resolve", resolve_here)
         yield
     torch.set_num_threads(before)

@@ -19,25 +19,18 @@ from pipeline.errors import ModelError
 from pipeline.model import describe_model
 from tests.against_library import encode, encode_with_library
 from tests.families import make_texts
-from tests.models import make_model, write_json
+from tests.models import write_json
 
 TOLERANCE = 1e-5
 NN = torch.nn
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+    yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def norm(dim: int) -> LayerNorm:

@@ -27,15 +27,9 @@ from pipeline.snapshots.records import Record, record_name
 from pipeline.splits import Split, list_input, pack_small_files, plan_files
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
-from tests.models import make_model
 
 KEEP = pa.schema([pa.field("lang", pa.string())])
 SETTLED = Clock(now_ns=lambda: 2**62)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def make_context(folder: Path, model: Path, **store: Any) -> FlowContext:

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 from jobs import benchmark
 from jobs.cli import exit_code
-from jobs.machine import describe_machine, num_cores
+from jobs.machine import describe_machine
 from pipeline.config import parse_config
 from pipeline.errors import InputError, VecmillError
 from pipeline.flow.rows import SplitReport, Work
+from pipeline.parallel import num_cores
 
 
 def make_corpus(folder: Path, num_files: int, num_rows: int) -> Path:

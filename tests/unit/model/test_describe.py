@@ -14,12 +14,7 @@ import pytest
 from pipeline.config import EncoderSettings
 from pipeline.errors import ModelError, NotSupportedError, UsageError
 from pipeline.model import ModelDescription, check_files, describe_model, encoder_fingerprint
-from tests.models import make_model, minilm_path, write_json
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+from tests.models import minilm_path, write_json
 
 
 @pytest.fixture
