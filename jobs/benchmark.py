@@ -28,12 +28,13 @@ import pyarrow.parquet as pq
 from jobs.bookkeeping_benchmark import bookkeeping
 from jobs.cli import run
 from jobs.evaluate import developer_config
-from jobs.machine import describe_machine, num_cores
+from jobs.machine import describe_machine
 from pipeline.config import Config
 from pipeline.errors import InputError, NotSupportedError, VecmillError
 from pipeline.flow.context import FlowContext
 from pipeline.flow.rows import SplitReport, Work
 from pipeline.model import describe_model, fetch_model
+from pipeline.parallel import num_cores
 from pipeline.snapshots.lease import new_run_id
 from pipeline.snapshots.reader import open_snapshot
 from pipeline.splits import list_input, plan_files

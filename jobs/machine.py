@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.parallel import num_cores
 
 _VERSIONED = ("vecmill", "ray", "torch", "transformers", "sentence-transformers", "pyarrow")
 
@@ -34,8 +35,3 @@ def cpu_model() -> str:
         lines = []  # not Linux
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,10 +10,11 @@ import click
 import numpy as np
 
 from jobs.cli import log_format_option, run
-from jobs.machine import cpu_model, num_cores
+from jobs.machine import cpu_model
 from pipeline.config import load_config, redact_uri
 from pipeline.estimate import Estimate, Forecast, forecast
 from pipeline.estimate.advice import advice
+from pipeline.parallel import num_cores
 
 
 @click.command(name="plan")

@@ -10,9 +10,8 @@ shard (see pipeline.write); ids are read for the winners alone.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.config import EncoderSettings, redact_uri
 from pipeline.errors import StoreError, UsageError
 from pipeline.model import describe_model, encoder_fingerprint, fetch_model
+from pipeline.parallel import map_ahead
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.reader import Snapshot
 from pipeline.tokens import load_tokenizer
@@ -202,15 +202,9 @@ def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.fl
             )
         return np.frombuffer(data, dtype).reshape(-1, dim)
 
-    todo = deque(index for index, shard in enumerate(shards) if shard["num_rows"])
-    ahead: deque[tuple[int, Future[npt.NDArray[np.float16] | npt.NDArray[np.float32]]]] = deque()
+    filled = [index for index, shard in enumerate(shards) if shard["num_rows"]]
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        while todo or ahead:
-            while todo and len(ahead) < _READ_AHEAD:
-                index = todo.popleft()
-                ahead.append((index, pool.submit(read, index)))
-            index, future = ahead.popleft()
-            yield index, future.result()
+        yield from zip(filled, map_ahead(pool, read, filled, _READ_AHEAD), strict=True)
 
 
 @contextmanager

@@ -15,14 +15,8 @@ A row in quarantine as a duplicate comes back once no row before it holds its id
 the splits that must be read again. No other row is looked at a second time.
 """
 
-from pipeline.duplicates.find import (
-    COMING_SCHEMA,
-    SEGMENTS_SCHEMA,
-    Duplicates,
-    coming_splits,
-    find_duplicates,
-    in_order,
-)
+from pipeline.duplicates.coming import COMING_SCHEMA, SEGMENTS_SCHEMA, coming_splits, in_order
+from pipeline.duplicates.find import Duplicates, find_duplicates
 from pipeline.duplicates.rewrite import without_rows
 
 __all__ = [

@@ -27,7 +27,6 @@ positions are relative, so that this equals padding on the left; where positions
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
 from pipeline.errors import AcceleratorFault, EnvironmentFault, VecmillError
 from pipeline.model import ModelDescription
+from pipeline.parallel import num_cores
 from pipeline.tokens import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Encoder:
     ) -> None:
         if num_threads is not None:
             # A cluster may count more CPUs than a process may use.
-            torch.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
+            torch.set_num_threads(min(num_threads, num_cores()))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.compute: Compute = best_compute(self.device) if compute == "auto" else compute
         auto_budget = _GPU_TOKEN_BUDGET if self.device.type == "cuda" else _CPU_TOKEN_BUDGET

@@ -12,7 +12,6 @@ What is carried over from the snapshot before, or recorded, is left out of all t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from pipeline.flow.cluster import plan_pool
 from pipeline.flow.rows import Work
 from pipeline.limits import Totals
 from pipeline.model import ModelDescription, fetch_model
+from pipeline.parallel import num_cores
 from pipeline.planning import Planner
 from pipeline.signals import interruptible
 from pipeline.snapshots.manifest import latest
@@ -243,11 +243,6 @@ def _seconds(found: Forecast, probe: Probe, num_encoders: int, start_s: float, *
     else:
         work = encode_s + Estimate(others_s)
     return Seconds(num_encoders, start_s, encode_s, others_s, work + Estimate(start_s), encoder_s)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _num_repeated(sample: Sample | None, name: str) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.config import Cluster, PoolSize
 from pipeline.errors import ClusterError, ClusterGone, EnvironmentFault
+from pipeline.parallel import num_cores
 from pipeline.signals import handlers_kept
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[None]:
             else:
                 # "local": never a cluster that happens to run on this machine. CPUs are logical: with two of them
                 # readers would starve beside an encoder.
-                ray.init(address="local", include_dashboard=False, num_cpus=max(4, _num_cores()), **logged)
+                ray.init(address="local", include_dashboard=False, num_cpus=max(4, num_cores()), **logged)
     except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
         raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
@@ -169,10 +170,6 @@ def _silent_stderr(silent: bool) -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def alive_nodes() -> list[Mapping[str, float]]:

@@ -10,15 +10,15 @@ thousand of them one after another would be half a minute.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from pipeline.config import SplitBounds
 from pipeline.errors import ChangedError
+from pipeline.parallel import map_ahead
 from pipeline.read.documents import ReadSplit, killed_range
 from pipeline.splits import Split, pack_of
 from pipeline.splits.packs import row_keys
@@ -147,13 +147,7 @@ def _under_suspicion(split: Split, read: Reader, keep: pa.Schema, suspicion: Sus
 
 def _ahead(split: Split, read: Reader) -> Iterator[_Begun]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        running: deque[Future[_Begun]] = deque()
-        for member in split.members:
-            running.append(pool.submit(_begin, member, read))
-            if len(running) > _THREADS:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        yield from map_ahead(pool, lambda member: _begin(member, read), split.members, _THREADS)
 
 
 def _numbered(number: int, made: ReadSplit) -> ReadSplit:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import pyarrow as pa
-
-from pipeline.errors import InputError, NotSupportedError
+from pipeline.errors import InputError
 from pipeline.uris._addresses import Address
 from pipeline.uris._fsspec import CheckedReader
-from pipeline.uris._objects import ObjectInfo, changed
+from pipeline.uris._objects import ObjectInfo, ReadOnly, changed
 
 if TYPE_CHECKING:
     from pipeline.uris import Storage
@@ -27,13 +25,13 @@ if TYPE_CHECKING:
 _BUFFER_BYTES = 2**20
 
 
-class Archive:
+class Archive(ReadOnly):
     """The members below a folder of an archive."""
 
     def __init__(self, address: Address, options: Mapping[str, Any]) -> None:
         from pipeline.uris import Storage
 
-        self._address = address
+        super().__init__(address)
         outer = Address.parse(address.tail.removeprefix("::"))
         # As fsspec has it, options of each scheme may stand under its name.
         own = options.get(outer.scheme or "file", options)
@@ -73,11 +71,6 @@ class Archive:
             raise FileNotFoundError(f"not found: {self._address.below(name).uri}")
         return ObjectInfo(name, found[0], found[1], "etag")
 
-    def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes:
-        with self.open_raw(name, expect) as raw:
-            raw.seek(begin)
-            return io.BufferedReader(raw).read(-1 if end is None else end - begin)
-
     def open_raw(self, name: str, expect: ObjectInfo | None) -> io.RawIOBase:
         uri, opened = self._address.below(name).uri, self._open(afresh=True)
         found = opened.members.get(self._path(name))
@@ -86,18 +79,6 @@ class Archive:
         if expect is not None and found[1] != expect.identity:
             raise changed(uri)
         return CheckedReader(opened.open(self._path(name)), uri, opened.check)
-
-    def put(self, name: str, data: bytes | pa.Buffer) -> None:
-        self._refuse(name)
-
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        self._refuse(name)
-
-    def delete(self, names: Iterable[str]) -> None:
-        self._refuse("")
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise NotSupportedError(f"writing into an archive: {self._address.below(name).uri}")
 
 
 class _Opened:
@@ -111,33 +92,35 @@ class _Opened:
             self._archive = self._read()
         except (zipfile.BadZipFile, tarfile.TarError) as error:
             raise InputError(f"{uri} is no {kind} file: {error}") from None
+        self._entries: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}
         self.members: dict[str, tuple[int, str]] = {}
         if isinstance(self._archive, zipfile.ZipFile):
             for member in self._archive.infolist():
                 if not member.is_dir():
                     identity = f"{member.file_size}-{member.CRC:08x}"
-                    self.members[member.filename.strip("/")] = (member.file_size, identity)
+                    self._add(member.filename.strip("/"), member, member.file_size, identity)
         else:
             for entry in self._archive.getmembers():
                 if entry.isfile():
-                    self.members[entry.name.removeprefix("./").strip("/")] = (
-                        entry.size,
-                        f"{info.identity}-{entry.offset}",
-                    )
+                    identity = f"{info.identity}-{entry.offset}"
+                    self._add(entry.name.removeprefix("./").strip("/"), entry, entry.size, identity)
+
+    def _add(self, path: str, entry: zipfile.ZipInfo | tarfile.TarInfo, size: int, identity: str) -> None:
+        self._entries[path], self.members[path] = entry, (size, identity)
 
     def _read(self) -> zipfile.ZipFile | tarfile.TarFile:
         file = cast(BinaryIO, io.BufferedReader(_Ranges(self._outer, self.info), _BUFFER_BYTES))
         return zipfile.ZipFile(file) if self._kind == "zip" else tarfile.open(fileobj=file)
 
     def open(self, path: str) -> Any:
-        if isinstance(self._archive, zipfile.ZipFile):
-            return self._archive.open(next(m for m in self._archive.infolist() if m.filename.strip("/") == path))
+        entry = self._entries[path]
+        if isinstance(entry, zipfile.ZipInfo):
+            assert isinstance(self._archive, zipfile.ZipFile)
+            return self._archive.open(entry)
         # tarfile has one place in its file for all members: each that is open has a file of its own.
         archive = self._read()
         assert isinstance(archive, tarfile.TarFile)
-        return archive.extractfile(
-            next(m for m in archive.getmembers() if m.name.removeprefix("./").strip("/") == path)
-        )
+        return archive.extractfile(entry)
 
     def check(self) -> None:
         self._outer.check_unchanged(self.info.name, self.info)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn
-
-import pyarrow as pa
+from typing import Any
 
 from pipeline.config import redact_uri
-from pipeline.errors import CredentialsFault, InputError, NotSupportedError, StorageFault, UsageError, VecmillError
+from pipeline.errors import CredentialsFault, InputError, StorageFault, UsageError, VecmillError
 from pipeline.uris._addresses import Address
-from pipeline.uris._objects import ObjectInfo, changed
+from pipeline.uris._objects import ObjectInfo, ReadOnly, changed
 
 _VERSIONS = ("version_id", "VersionId", "versionId", "generation")
 _ETAGS = ("ETag", "etag", "e_tag", "eTag", "Content-MD5", "content_md5", "md5Hash", "md5", "sha1", "checksum")
@@ -28,11 +26,11 @@ _TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last
 _MOST_HASHED_BYTES = 16 * 2**20
 
 
-class FsspecFolder:
+class FsspecFolder(ReadOnly):
     """The objects below a folder of some file system of fsspec."""
 
     def __init__(self, address: Address, options: Mapping[str, Any]) -> None:
-        self._address = address
+        super().__init__(address)
         self._fs = _filesystem(address, options)
 
     def _path(self, name: str) -> str:
@@ -83,11 +81,6 @@ class FsspecFolder:
             content = self._fs.cat_file(self._path(name))
         return ObjectInfo(name, size, hashlib.blake2b(content, digest_size=16).hexdigest(), "etag")
 
-    def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes:
-        with self.open_raw(name, expect) as raw:
-            raw.seek(begin)
-            return io.BufferedReader(raw).read(-1 if end is None else end - begin)
-
     def open_raw(self, name: str, expect: ObjectInfo | None) -> io.RawIOBase:
         self._check(name, expect)
         with _translated(self._address.below(name).uri):
@@ -97,18 +90,6 @@ class FsspecFolder:
     def _check(self, name: str, expect: ObjectInfo | None) -> None:
         if expect is not None and self.stat(name).identity != expect.identity:
             raise changed(self._address.below(name).uri)
-
-    def put(self, name: str, data: bytes | pa.Buffer) -> None:
-        self._refuse(name)
-
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        self._refuse(name)
-
-    def delete(self, names: Iterable[str]) -> None:
-        self._refuse("")
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise NotSupportedError(f"writing to {self._address.below(name).uri}; local folders and s3:// are written to")
 
 
 class CheckedReader(io.RawIOBase):

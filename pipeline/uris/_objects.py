@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
-from pipeline.errors import ChangedError, CredentialsFault, StorageFault, StoreError
+import pyarrow as pa
+
+from pipeline.errors import ChangedError, CredentialsFault, NotSupportedError, StorageFault, StoreError
+from pipeline.uris._addresses import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,34 @@ class ObjectInfo:
     """Changes whenever the content does: the etag without quotes, or "size-mtime_ns-ctime_ns"."""
     identity_kind: Literal["etag", "stat", "version"]
     """"etag" or "stat" ("version" is reserved)."""
+
+
+class ReadOnly(ABC):
+    """What every root has that is only read."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    @abstractmethod
+    def open_raw(self, name: str, expect: ObjectInfo | None) -> io.RawIOBase:
+        """The object as a file; it must be the one expected until it is closed."""
+
+    def read(self, name: str, begin: int, end: int | None, expect: ObjectInfo | None) -> bytes:
+        with self.open_raw(name, expect) as raw:
+            raw.seek(begin)
+            return io.BufferedReader(raw).read(-1 if end is None else end - begin)
+
+    def put(self, name: str, data: bytes | pa.Buffer) -> None:
+        self._refuse(name)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        self._refuse(name)
+
+    def delete(self, names: Iterable[str]) -> None:
+        self._refuse("")
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise NotSupportedError(f"writing to {self._address.below(name).uri}; local folders and s3:// are written to")
 
 
 def changed(uri: str) -> ChangedError:
