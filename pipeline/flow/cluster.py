@@ -94,9 +94,10 @@ def _started(ray: Any, address: str | None, quiet: bool) -> Iterator[None]:
                 # "local": never a cluster that happens to run on this machine. CPUs are logical: with two of them
                 # readers would starve beside an encoder.
                 ray.init(address="local", include_dashboard=False, num_cpus=max(4, num_cores()), **logged)
-    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    except Exception as error:  # of a node that does not come up in time Ray raises no narrower one
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start here"
-        raise EnvironmentFault(f"{where}: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise EnvironmentFault(f"{where}: {said}; put it right, then run the same command again") from None
     try:
         yield
     except ClusterGone:

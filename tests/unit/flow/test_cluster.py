@@ -16,6 +16,7 @@ from pipeline.flow.cluster import (
     _check_answers,
     _in_one_line,
     _stdout_kept,
+    connected,
     plan_pool,
 )
 
@@ -69,6 +70,21 @@ def test_where_nothing_listens_is_told_at_once(address: str) -> None:
     """Ray goes on trying for minutes."""
     with pytest.raises(EnvironmentFault, match=r"no Ray cluster answers at .*mend cluster.address"):
         _check_answers(address)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_ray_that_does_not_come_up_is_told_in_a_sentence(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that is overloaded Ray gives up after half a minute, with a bare Exception."""
+
+    def give_up(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", give_up)
+    told = pytest.raises(EnvironmentFault, match=r"Ray.* timed out during startup; .*run the same command again")
+    with told, connected(Cluster(address=address)):
+        pytest.fail("there is nothing to connect to")
 
 
 def test_an_address_that_names_no_port_is_rays_to_resolve() -> None:
