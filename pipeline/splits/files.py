@@ -140,8 +140,8 @@ def list_entries(
 
 
 def _shown(storage: Storage, entry: InputEntry) -> str:
-    folder = storage.full_uri(entry.folder)
-    return folder if entry.pattern is None else f"{folder.rstrip('/')}/{entry.pattern}"
+    name = entry.folder if entry.pattern is None else f"{entry.folder}/{entry.pattern}"
+    return storage.full_uri(name.strip("/"))
 
 
 def _single(storage: Storage, name: str, format: str | None) -> ObjectInfo:

@@ -156,6 +156,8 @@ def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
         _texts(f"zip::{tmp_path}/a.zip")
     with pytest.raises(InputError, match="no files at"):
         _texts(f"zip://docs::{_pack(tmp_path / 'b.zip', {'x': b''})}")
+    with pytest.raises(InputError, match=rf"no files at zip://\*\.csv::{tmp_path}/b\.zip;"):
+        _texts(f"zip://*.csv::{tmp_path}/b.zip")
     with pytest.raises(InputError, match="not found"):
         _texts(f"zip::{tmp_path}/c.zip")
 
