@@ -7,28 +7,33 @@ enough words follow the last of them: a tokenizer's model sees one word (a piece
 pre-tokenizer) at a time, so that what comes after the cut can change only the words next to it.
 White space alone would not do: many languages have none, and a word may be cut anywhere.
 
-A text that is one word to its tokenizer is encoded whole, however long. Only to BERT's WordPiece a word
-of more than a hundred characters is unknown whatever it holds, so that of a long run of letters and
-digits the ends are enough (`squeeze`). Of Unigram and BPE nothing like it holds: how the begin of a
-word is cut may depend on its end.
+A text may be one word to its tokenizer, as all that has no white space is to XLM-R's: Chinese, Thai,
+base64. To BERT's WordPiece a word of more than a hundred characters is unknown whatever it holds, so that
+of a long run of letters and digits the ends are enough (`squeeze`). Unigram finds the best cut up to
+each character from those before it (Viterbi), so that where the best cuts up to each of the next few
+characters begin alike, that of the whole does too (`_begins_alike`). Of BPE nothing like it is known:
+one word is encoded whole, however long, and so is to Unigram one whose cuts never meet.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Encoding, Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.models import Unigram, WordPiece
 from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace, WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 
 from pipeline.errors import Interrupted
 
@@ -75,7 +80,7 @@ def encode_texts(
             is_part = first_chars is not None and num_chars[index] > first_chars
             if place in why:
                 failed[index] = why[place]
-            elif is_part and not (encoding and _is_settled(encoding, len(text))):
+            elif is_part and not (encoding and _is_settled(backend, encoding, len(text))):
                 again.append(index)
             elif encoding:
                 encodings[index] = encoding
@@ -160,12 +165,49 @@ def _encode_each(backend: Tokenizer, texts: list[str]) -> tuple[list[Encoding | 
     return encodings, failed
 
 
-def _is_settled(encoding: Encoding, num_chars: int) -> bool:
+def _is_settled(backend: Tokenizer, encoding: Encoding, num_chars: int) -> bool:
     """Whether the tokens kept of a prefix of `num_chars` characters are those of any text that begins with it."""
     if not encoding.overflowing:
         return False
     kept = [word for word in encoding.word_ids if word is not None]
     seen = [word for word in encoding.overflowing[-1].word_ids if word is not None]
-    if not kept or not seen or seen[-1] - kept[-1] < _WORDS_BEHIND:
+    if not kept or not seen or num_chars - own_span(encoding)[1] < _CHARS_BEHIND:
         return False
-    return num_chars - own_span(encoding)[1] >= _CHARS_BEHIND
+    return seen[-1] - kept[-1] >= _WORDS_BEHIND or _begins_alike(backend, encoding, seen[-1])
+
+
+def _begins_alike(backend: Tokenizer, encoding: Encoding, last: int) -> bool:
+    """Whether the word `last`, the prefix's last one, begins with the same tokens whatever follows the prefix.
+
+    Of any longer word the best cut has a token's end among each `longest` characters that follow each
+    other, and up to there it is the best cut of what is before. So its beginning is one of those compared.
+    """
+    if not isinstance(backend.model, Unigram) or not _ends_words_at_spaces(backend):
+        return False
+    parts = [encoding, *encoding.overflowing]
+    own = [token for part in parts for token, word in zip(part.tokens, part.word_ids, strict=True) if word == last]
+    if any(token.startswith("<0x") for token in own):  # a byte of a character, not what was encoded
+        return False
+    text, longest = "".join(own), _longest_token(backend)
+    # One more than is kept: unknown characters that follow each other are one token.
+    begin = own[: encoding.word_ids.count(last) + 1]
+    cut = min(len("".join(begin)) + _CHARS_BEHIND, len(text) - _CHARS_BEHIND)
+    # What follows the prefix may be combined with the last character that is not combining itself.
+    if cut <= longest or all(map(unicodedata.combining, text[cut:])):
+        return False
+    cuts = (backend.model.tokenize(text[:end]) for end in range(cut, cut - longest, -1))
+    return all([token.value for token in tokens[: len(begin)]] == begin for tokens in cuts)
+
+
+def _ends_words_at_spaces(backend: Tokenizer) -> bool:
+    """Whether each end of a word is told by the characters at it alone."""
+    given = backend.pre_tokenizer
+    # Its stubs know no __iter__.
+    parts = list(cast(Iterable[Any], given)) if isinstance(given, PreTokenizerSequence) else [given]
+    return all(part is None or isinstance(part, Metaspace | WhitespaceSplit) for part in parts)
+
+
+@lru_cache(maxsize=16)
+def _longest_token(backend: Tokenizer) -> int:
+    """In characters."""
+    return max(map(len, backend.get_vocab()))

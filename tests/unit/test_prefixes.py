@@ -20,7 +20,7 @@ MAX_TOKENS = 6
 LONG_TOKEN = "<|" + "a " * 60 + "|>"
 
 
-@dataclass
+@dataclass(eq=False)
 class Counting:
     """A backend, and the characters that were handed to it."""
 
@@ -30,6 +30,9 @@ class Counting:
     def encode_batch(self, texts: list[str]) -> list[Encoding]:
         self.handed += map(len, texts)
         return list(self.backend.encode_batch(texts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
 
 
 def minilm(max_tokens: int) -> Tokenizer:
@@ -49,6 +52,20 @@ def words(max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
+def unigram(max_tokens: int) -> Tokenizer:
+    """As XLM-R's: a word is whatever has no white space, and how it is cut depends on all of it."""
+    scores = {"<unk>": 0.0, "\u2581": -3.0, "the": -2.0, "北京": -4.0, "北": -6.0, "大学": -5.0}
+    scores |= {letter: -5.0 - index / 7 for index, letter in enumerate("abcdef0123456789.,ehtl")}
+    scores |= {"ab": -6.0, "bc": -5.5, "abc": -8.0, "cab": -7.3, "f0": -6.1, "0f0": -7.7, "aaaa": -8.0, "aa": -6.0}
+    scores |= {"\u0301": -5.0, "\u0323": -5.0}
+    tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=0, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.add_special_tokens([AddedToken("[SEP]"), AddedToken(LONG_TOKEN)])
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
 def encode(backend: Any, texts: list[str], **kwargs: Any) -> tuple[list[Encoding | None], dict[int, str]]:
     array = pa.array(texts, pa.string())
     return encode_texts(backend, array, pc.utf8_length(array).to_numpy(zero_copy_only=False), **kwargs)
@@ -56,7 +73,7 @@ def encode(backend: Any, texts: list[str], **kwargs: Any) -> tuple[list[Encoding
 
 @pytest.fixture(scope="module")
 def backends() -> list[Tokenizer]:
-    return [minilm(MAX_TOKENS), words(MAX_TOKENS)]
+    return [minilm(MAX_TOKENS), words(MAX_TOKENS), unigram(MAX_TOKENS)]
 
 
 PIECES = st.one_of(
@@ -197,6 +214,52 @@ def test_10_mb_of_one_word_are_not_tokenized(text: str) -> None:
     found = squeeze(array, pc.utf8_length(array).to_numpy(zero_copy_only=False), 1000)
     assert len(found.texts[0].as_py()) < 1100
     assert found.place(0, len(found.texts[0].as_py())) == len(text)
+
+
+WORDS = st.builds(
+    lambda pieces, times, end: "".join(pieces) * times + end,
+    st.lists(st.sampled_from([*"abcf0", "abc", "北京", "\u0301", "\ufdfa", "\ue000", "[SEP", "]", " "]), min_size=1),
+    st.integers(1, 300),
+    st.text("abc0 \u0301", max_size=8),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=WORDS, first_chars=st.integers(200, 900))
+@example(text="\ue000" * 900 + "a", first_chars=300)  # unknown ones are one token, up to the end
+@example(text="0" + "\u0301" * 900 + "\u0323" * 9, first_chars=600)  # marks change places with those that follow
+@example(text="a" * 1203, first_chars=300)  # whose cuts never meet
+@example(text="x" * 300 + "[SEP]" * 40, first_chars=300)
+def test_a_long_word_begins_as_unigram_cuts_all_of_it(text: str, first_chars: int) -> None:
+    backend = unigram(MAX_TOKENS)
+    [found], _ = encode(backend, [text], first_chars=first_chars)
+    whole = backend.encode(text)
+    assert (found.ids if found else []) == whole.ids
+    assert not found or own_span(found) == own_span(whole)
+
+
+@pytest.mark.parametrize("word", ["北京大学", "f00badcafe", "abc\ue000", "\ue000ab"])
+def test_10_mb_of_one_word_cost_unigram_a_prefix(word: str) -> None:
+    counting = Counting(unigram(64))
+    (found,), _ = encode(counting, [word * (10_000_000 // len(word))], first_chars=64 * 64)
+    assert found is not None
+    assert len(found) == 64
+    assert sum(counting.handed) <= 4 * 64 * 64
+
+
+def test_a_cut_that_depends_on_the_end_is_not_settled_by_a_prefix() -> None:
+    """Of an odd number of these the first is alone, and nobody knows which number it is before the end."""
+    backend = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("a", -5.0), ("b", -1.0), ("aa", -2.0), ("ab", -1.0)], unk_id=0)
+    )
+    backend.enable_truncation(MAX_TOKENS)
+    for num in (3000, 3001):
+        text = "a" * num + "b"
+        counting = Counting(backend)
+        [found], _ = encode(counting, [text], first_chars=400)
+        assert found is not None
+        assert found.ids == backend.encode(text).ids
+        assert counting.handed[-1] == len(text)
 
 
 def test_other_tokenizers_look_into_long_words() -> None:
