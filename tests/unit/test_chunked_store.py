@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.search import answer_texts
+from pipeline.config import EncoderSettings
 from pipeline.duplicates import coming_splits, find_duplicates, without_rows
 from pipeline.errors import StoreError, VecmillError
 from pipeline.search import QueryEncoder, exact_search, nearest_documents
@@ -19,9 +20,11 @@ from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, put_table,
 from pipeline.snapshots.reader import open_snapshot
 from pipeline.snapshots.records import Record, ShardFile
 from pipeline.snapshots.table import RecordTable
+from pipeline.tokens import tokenize
 from pipeline.uris import Storage
 from pipeline.verify import encode_again, verify
 from pipeline.where import find_document
+from pipeline.write import make_attempt
 from tests.corpus import Job, Row, make_rows
 from tests.embedded import Embedder, make_job
 from tests.stores import make_record, publication, put
@@ -91,16 +94,31 @@ def test_a_search_needs_no_chunker_of_the_same_version(
     np.testing.assert_allclose(queries, QueryEncoder(manifest, embedder.config.encoder).encode(["x"]), atol=1e-6)
 
 
+@pytest.mark.parametrize("change", [{"pooling": "cls"}, {"max_tokens": 20}, {"prompt": "to: "}, {"truncate_dim": 8}])
+def test_a_query_encoder_whose_vectors_compare_to_nothing_is_refused(
+    embedded: tuple[Job, Embedder], change: dict[str, Any]
+) -> None:
+    job, embedder = embedded
+    manifest = open_snapshot(job.store.uri).manifest
+    settings = EncoderSettings.model_validate({**job.config["encoder"], **change})
+    with pytest.raises(StoreError, match=f"made by the encoder {manifest.encoder_fp} .*, this one is [0-9a-f]{{16}}"):
+        QueryEncoder(manifest, settings)
+    with pytest.raises(StoreError, match="input.text differ"):
+        QueryEncoder(manifest, embedder.config.encoder, template="{title}")
+
+
 def test_documents_are_ranked_by_their_nearest_chunk(embedded: tuple[Job, Embedder]) -> None:
     job, embedder = embedded
     snapshot = open_snapshot(job.store.uri)
     queries = QueryEncoder(snapshot.manifest, embedder.config.encoder).encode(["the river carries", "a letter"])
     all_rows = exact_search(snapshot, queries, 10**3)
-    for index, found in enumerate(nearest_documents(snapshot, queries, 5)):
+    for index in range(len(queries)):
         best: dict[str, float] = {}
         for doc_id, score in zip(all_rows.doc_ids[index], all_rows.scores[index].tolist(), strict=True):
             best[doc_id] = max(score, best.get(doc_id, -1))
-        assert found == pytest.approx(dict(sorted(best.items(), key=lambda item: -item[1])[:5]))
+        ranked = sorted(best.items(), key=lambda item: -item[1])
+        for k in range(1, 12):
+            assert nearest_documents(snapshot, queries, k)[index] == pytest.approx(dict(ranked[:k]))
     assert [len(found) for found in nearest_documents(snapshot, queries, 50)] == [12, 12]
 
 
@@ -137,9 +155,8 @@ def test_chunks_that_are_missing_are_told(embedded: tuple[Job, Embedder], tmp_pa
     """The counts of documents are still right; the books, and record and table, agree with each other."""
     _, embedder = embedded
     copy = chunking(tmp_path, Path(embedder.config.encoder.model))
-    make_attempt = _without_last_chunk()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.embedded.make_attempt", make_attempt)
+        patch.setattr("tests.embedded.make_attempt", _without_last_chunk())
         Embedder(copy).publish({"a.parquet": ROWS[:7]})
     findings = verify(copy.store).findings
     assert [finding.partition(": ")[2] for finding in findings] == [
@@ -147,13 +164,44 @@ def test_chunks_that_are_missing_are_told(embedded: tuple[Job, Embedder], tmp_pa
     ]
 
 
-def _without_last_chunk() -> Any:
-    from pipeline.write import make_attempt
+def test_a_chunk_under_the_id_of_another_document_is_told(embedded: tuple[Job, Embedder], tmp_path: Path) -> None:
+    _, embedder = embedded
+    copy = chunking(tmp_path, Path(embedder.config.encoder.model))
 
     def make(fingerprints: Any, split_id: str, rows: pa.Table, *rest: Any, **options: Any) -> Any:
-        last = max(
-            place for place, row in enumerate(rows.select(["chunk_index"]).to_pylist()) if row["chunk_index"] > 0
-        )
+        ids = rows["doc_id"].to_pylist()
+        ids[_last_chunk(rows)] = "another"
+        place = rows.schema.get_field_index("doc_id")
+        changed = rows.set_column(place, rows.schema.field(place), pa.array(ids, rows.schema.field(place).type))
+        return make_attempt(fingerprints, split_id, changed, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.embedded.make_attempt", make)
+        Embedder(copy).publish({"a.parquet": ROWS[:7]})
+    assert "chunks are out of order" in "; ".join(verify(copy.store).findings)
+
+
+def test_a_chunk_that_its_text_does_not_make_is_told(
+    embedded: tuple[Job, Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, embedder = embedded
+    monkeypatch.setattr("pipeline.splits.files.SETTLED_S", 0)
+    monkeypatch.setattr(
+        "pipeline.verify.again.tokenize",
+        lambda documents, tokenizer, **options: tokenize(documents, replace(tokenizer, chunker=None), **options),
+    )
+    again = encode_again(open_snapshot(job.store.uri), embedder.config, num_rows=10**4)
+    told = [finding for finding in again.findings if finding.endswith(", its text makes 1")]
+    assert len(told) == again.rows - len(ROWS)
+
+
+def _last_chunk(rows: pa.Table) -> int:
+    return int(np.flatnonzero(rows["chunk_index"].to_numpy() > 0)[-1])
+
+
+def _without_last_chunk() -> Any:
+    def make(fingerprints: Any, split_id: str, rows: pa.Table, *rest: Any, **options: Any) -> Any:
+        last = _last_chunk(rows)
         kept = pa.array(np.delete(np.arange(rows.num_rows), last))
         return make_attempt(fingerprints, split_id, rows.take(kept), *rest, **options)
 

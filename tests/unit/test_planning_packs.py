@@ -14,17 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import parse_config
-from pipeline.planning import Plan, Planner
+from pipeline.config import SplitBounds, parse_config
+from pipeline.known import KnownPack, KnownRecords
+from pipeline.planning import Plan, Planner, packed
 from pipeline.read import ReadSplit, read_split
 from pipeline.snapshots.commit import publish
 from pipeline.snapshots.journal import load_records, write_journal
 from pipeline.snapshots.manifest import latest
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Member, Record, checksum, new_attempt, put_attempt, record_name
-from pipeline.splits import InputFile
+from pipeline.snapshots.table import file_keys
+from pipeline.splits import InputFile, Split
 from pipeline.uris import Storage
-from tests.stores import ENCODER_FP, make_record, publication, shard_data
+from tests.stores import ENCODER_FP, make_member, make_pack, make_record, publication, shard_data
 
 
 class Killed(BaseException):
@@ -276,6 +278,28 @@ def test_of_packs_with_files_in_common_one_is_chosen_by_the_records_alone(tmp_pa
     assert uris([chosen]) == [["01", "02", "03"]]
 
 
+def test_packs_with_files_in_common_are_taken_in_one_order() -> None:
+    """By generation, then the parent's, then the larger, then the least id: as attempts of one range are."""
+    a, b, c, d = (make_member(uri) for uri in "abcd")
+    large, one, other = make_pack(a, b, c), make_pack(a, b), make_pack(b, c)
+    files = {member.file_id for member in (a, b, c, d)}
+
+    def chosen(records: list[Record], parent: Record | None = None) -> Record:
+        listed = None if parent is None else file_keys(pa.array([parent.shard.file]))
+        [pack] = KnownRecords(records, listed).packs(files)
+        return records[pack.row]
+
+    assert chosen([one, large]) == chosen([large, one]) == large
+    least = min(one, other, key=lambda pack: pack.split_id)
+    assert chosen([one, other]) == chosen([other, one]) == least
+    for listed in (one, other):
+        assert chosen([large, one, other], parent=listed) == listed
+    again = make_pack(b, c, generation=1)
+    assert chosen([large, one, again], parent=one) == again
+    files.remove(b.file_id)
+    assert KnownRecords([large, one, other]).packs(files) == [], "all of its files are there, or it is none"
+
+
 def test_quarantined_documents_of_a_pack_are_tried_again_with_all_of_it(tmp_path: Path) -> None:
     made = corpus(tmp_path, 8)
     planner = made.planner()
@@ -320,6 +344,20 @@ def test_a_pack_is_made_again_where_asked(tmp_path: Path) -> None:
     assert (again.split.split_id, again.generation) == (first.split_id, 1)
     assert (new.split.file.uri, new.generation) == ("00a.jsonl", 0)
     assert len(plan.carried) == 4
+
+
+def test_a_pack_of_which_a_file_is_cut_by_now_is_not_made_again() -> None:
+    """As with bounds that are lower than those it was made under."""
+    a, b = InputFile("a", 2000, "v1", "etag"), InputFile("b", 100, "v1", "etag")
+    planned = [
+        Split(a, "jsonl", None, 0, 1000, False, num_bytes=1000),
+        Split(a, "jsonl", None, 1000, 2000, True, num_bytes=1000),
+        Split(b, "jsonl", None, 0, 100, True, num_bytes=100),
+    ]
+    pack = KnownPack(0, (a.file_id, b.file_id), "b", is_done=False)
+    bounds = SplitBounds.model_validate({"max_bytes": 1000})
+    made = packed(planned, [pack], KnownRecords(), bounds)
+    assert sorted(made, key=lambda split: (split.file.uri, split.begin)) == planned
 
 
 def test_under_a_limit_nothing_is_packed_and_a_full_run_takes_it_over(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer
 
 from pipeline.chunks import Chunk, Chunker, UnchunkableError
 from pipeline.config import EncoderSettings
@@ -108,12 +109,14 @@ def test_truncation_is_told_with_the_last_character_kept(tiny: Path) -> None:
 
 
 def test_a_long_text_is_told_as_if_all_of_it_were_encoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["the time said " * 400, "there", "it " * 3000 + "x" * 300]
+    texts = ["the time said " * 400, "there", "it " * 3000 + "x" * 300, "x" * 5000 + " the" * 100]
     _, tokenizer = loaded(tiny, prompt="to: ")
     assert tokenizer.first_chars == 64 * 48
     whole = tokenize(documents(texts), replace(tokenizer, first_chars=None), input_file="f")
     assert tokenize(documents(texts), tokenizer, input_file="f").sequences.equals(whole.sequences)
-    assert whole.sequences["truncated"].to_pylist() == [True, False, True]
+    assert whole.sequences["truncated"].to_pylist() == [True, False, True, True]
+    assert tokenizer.squeezes
+    assert whole.sequences["char_end"][3].as_py() > 5000, "characters of the text, not of what is left of a long word"
 
 
 def test_truncation_on_the_left_keeps_the_end_of_a_long_text(tiny: Path, tmp_path: Path) -> None:
@@ -305,6 +308,8 @@ def test_a_document_that_does_not_fit_is_cut_into_chunks_and_the_others_are_what
     keep = {"lang": pa.array(["a", "b", None, "d", "e"])}
     _, cutting = loaded(tiny, overlong="chunk", prompt="to: ")
     _, truncating = loaded(tiny, prompt="to: ")
+    unbounded = Tokenizer.from_str(truncating.backend.to_str())
+    unbounded.no_truncation()  # so that it tells where a chunk holds less than its text
     found = tokenize(documents(texts, **keep), cutting, input_file="f").sequences
     rows = found.to_pylist()
     assert [row["doc_id"] for row in rows] == sorted(row["doc_id"] for row in rows), "the documents' order"
@@ -321,7 +326,7 @@ def test_a_document_that_does_not_fit_is_cut_into_chunks_and_the_others_are_what
             assert row["num_tokens"] == len(row["input_ids"]) <= 48
         assert (chunks[0]["char_begin"], chunks[-1]["char_end"]) == (0, len(text.strip()))
         own = [text[row["char_begin"] : row["char_end"]] for row in chunks]
-        assert [row["input_ids"] for row in chunks] == [truncating.backend.encode("to: " + part).ids for part in own]
+        assert [row["input_ids"] for row in chunks] == [unbounded.encode("to: " + part).ids for part in own]
     assert len({row["row_hash"] for row in rows}) == len(rows)
     # Those that fit are to the bit what they are where documents are truncated.
     plain = tokenize(documents(texts, **keep), truncating, input_file="f").sequences
@@ -354,6 +359,18 @@ def test_windows_of_fewer_tokens_than_the_model_takes(tiny: Path) -> None:
     assert max(row["num_tokens"] for row in rows) == 12 + 2 + 2
     # Queries are the model's own length.
     assert len(tokenizer.query_ids(["the " * 100])[0]) == len(plain.query_ids(["the " * 100])[0]) == 48
+
+
+def test_queries_are_the_models_own_length_also_after_an_interrupt(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = loaded(tiny, overlong="chunk", chunk={"tokens": 12, "overlap_tokens": 4})
+
+    def interrupted(self: Chunker, text: str) -> list[Chunk]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chunker, "chunks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(documents([LONG]), tokenizer, input_file="f")
+    assert len(tokenizer.query_ids(["the " * 100])[0]) == 48
 
 
 def test_the_side_of_truncation_does_not_matter_to_chunks(tiny: Path, tmp_path: Path) -> None:

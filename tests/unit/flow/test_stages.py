@@ -364,7 +364,8 @@ def test_a_killer_in_a_pack_is_convicted_and_no_row_of_its_number(tiny: Path, tm
         assert quarantine_of(context, written) == [("b.jsonl", 0, "killed_process")]
 
 
-def test_a_file_of_a_pack_whose_reading_kills_is_a_quarantined_file(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killer", ["a.jsonl", "b.jsonl", "c.jsonl"])
+def test_a_file_of_a_pack_whose_reading_kills_is_a_quarantined_file(tiny: Path, tmp_path: Path, killer: str) -> None:
     """And the others are read: it costs neither its pack nor what comes after it."""
     context = make_context(tmp_path, tiny)
     files = {name: [doc(name)] for name in ("a.jsonl", "b.jsonl", "c.jsonl")}
@@ -373,7 +374,7 @@ def test_a_file_of_a_pack_whose_reading_kills_is_a_quarantined_file(tiny: Path, 
     real = read_packs._begin
 
     def begin(member: Split, read: Any) -> Any:
-        if member.file.uri == "b.jsonl":
+        if member.file.uri == killer:
             raise KeyboardInterrupt  # stands for the end of the process
         return real(member, read)
 
@@ -389,9 +390,11 @@ def test_a_file_of_a_pack_whose_reading_kills_is_a_quarantined_file(tiny: Path, 
                 ledger.learn([work.split], lambda node_id: True)
                 deaths += 1
     assert deaths == 3
-    assert quarantine_of(context, written) == [("b.jsonl", None, "killed_process")]
+    assert quarantine_of(context, written) == [(killer, None, "killed_process")]
     assert written.record is not None
-    assert [member.num_counted for member in written.record.members or ()] == [1, None, 1]
+    assert [member.num_counted for member in written.record.members or ()] == [
+        None if n == killer else 1 for n in files
+    ]
 
 
 def test_a_file_of_a_pack_that_was_rewritten_is_named(tiny: Path, tmp_path: Path) -> None:

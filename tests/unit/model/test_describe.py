@@ -112,6 +112,16 @@ def test_the_fingerprint_of_a_model_whose_long_documents_are_truncated_is_what_i
     assert describe(minilm_path()).fingerprint("{text}") == "5b3566d8b054e236"
 
 
+def test_the_version_of_icu_changes_the_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a text may be cut changes with it."""
+    before = describe(folder, overlong="chunk")
+    monkeypatch.setattr("icu4py.icu_version_info", (1, 2))
+    after = describe(folder, overlong="chunk")
+    assert before.chunk is not None
+    assert after.chunk == {**before.chunk, "icu": 1}
+    assert after.fingerprint("{text}") != before.fingerprint("{text}")
+
+
 def test_how_long_documents_are_cut_changes_the_fingerprint(folder: Path) -> None:
     cut: list[dict[str, Any]] = [{}, {"chunk": {"tokens": 40}}, {"chunk": {"overlap_tokens": 8}}]
     found = [describe(folder, overlong="chunk", **settings) for settings in cut]

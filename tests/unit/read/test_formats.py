@@ -14,6 +14,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.read.lines as lines_of
+import pipeline.read.plain as plain
 import pipeline.splits.delimited as delimited
 from pipeline.config import Csv, Input, SplitBounds
 from pipeline.errors import InputError
@@ -237,8 +239,17 @@ def test_bytes_that_are_none_of_the_encoding_cost_their_row(tmp_path: Path, enco
     begin, end = "id,text\na,one\nb,x".encode(encoding), "y\nc,three\n".encode(encoding)
     (tmp_path / "a.csv").write_bytes(begin + bad + end)
     made = read(tmp_path / "a.csv", csv={"encoding": encoding})
-    assert [row["text"] for row in documents(made)] == ["one", "three"]
+    # In ids they are one byte, whatever stands for them on the way.
+    assert [(row["doc_id"], row["text"]) for row in documents(made)] == [("a.csv#8", "one"), ("a.csv#20", "three")]
     assert [row["reason"] for row in quarantine(made)] == ["invalid_utf8"]
+
+
+@pytest.mark.parametrize(("encoding", "cut"), [("utf-16-le", 1), ("utf-32", 3), ("shift_jis", 1)])
+def test_a_file_that_ends_within_a_character_does_not_end_before_it(tmp_path: Path, encoding: str, cut: int) -> None:
+    (tmp_path / "a.csv").write_bytes("id,text\na,one\nb,two 語".encode(encoding)[:-cut])
+    made = read(tmp_path / "a.csv", csv={"encoding": encoding})
+    assert [row["text"] for row in documents(made)] == ["one"]
+    assert [(row["row"], row["reason"]) for row in quarantine(made)] == [(14, "invalid_utf8")]
 
 
 def test_a_quote_that_is_not_closed_ends_the_file_there_and_loses_nothing_silently(tmp_path: Path) -> None:
@@ -261,6 +272,7 @@ def test_a_quote_that_is_not_closed_holds_no_more_than_a_bound(monkeypatch: pyte
 
     class Endless(io.RawIOBase):
         left = b'id,text\na,one\nb,"two\n'
+        num_bytes = 0
 
         def readable(self) -> bool:
             return True
@@ -268,6 +280,8 @@ def test_a_quote_that_is_not_closed_holds_no_more_than_a_bound(monkeypatch: pyte
         def readinto(self, buffer: Any, /) -> int:
             data = self.left[:100] or b"c,three\n"
             self.left = self.left[100:]
+            self.num_bytes += len(data)
+            assert self.num_bytes < 2000
             buffer[: len(data)] = data
             return len(data)
 
@@ -275,6 +289,43 @@ def test_a_quote_that_is_not_closed_holds_no_more_than_a_bound(monkeypatch: pyte
     assert [next(rows).offset, next(rows).offset] == [0, 8]
     with pytest.raises(UndecodableError, match="row at byte 14 is not closed"):
         next(rows)
+    line: io.BufferedReader = io.BufferedReader(io.BytesIO(b"x" * 10**6), 100)
+    with pytest.raises(UndecodableError, match="longer than 1000 bytes"):
+        next(delimited.csv_rows(line, delimited.Dialect(",", '"', multiline=True)))
+    assert line.tell() < 2000
+
+
+@pytest.mark.parametrize("csv", [{}, {"multiline": False}, {"quote": None}])
+def test_a_line_of_csv_over_the_bound_ends_the_file_and_its_parts_are_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, csv: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 1000)
+    (tmp_path / "a.csv").write_bytes(b"id,text\na,one\nb," + b"x," * 1000 + b"\nc,three\n")
+    made = read(tmp_path / "a.csv", csv=csv)
+    assert [row["text"] for row in documents(made)] == ["one"]
+    [bad] = quarantine(made)
+    assert (bad["row"], bad["reason"], made[-1].num_counted) == (None, "unreadable_file", None)
+    assert "line at byte 14 is longer than 1000 bytes" in bad["message"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_or_a_text_over_the_bound_is_in_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(lines_of, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(plain, "MAX_TEXT_BYTES", 5000)
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix](b"one\n" + b"x" * 5000 + b"\nthree\n"))
+    made = read(path, format="lines")
+    assert [row["text"] for row in documents(made)] == ["one", "three"]
+    [bad] = quarantine(made)
+    assert (bad["row"], bad["reason"]) == (4, "undecodable_row")
+    assert "5001 bytes" in bad["message"]
+    assert made[0].num_counted == 3
+    made = read(path)
+    [bad] = quarantine(made)
+    assert (documents(made), bad["row"], bad["reason"]) == ([], None, "unreadable_file")
+    assert "more than 5000 bytes" in bad["message"]
 
 
 def test_two_counts_that_differ_quarantine_the_file(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pipeline.errors import StorageFault, StoreError
-from pipeline.snapshots.store import StoreIdentity, open_store
+from pipeline.errors import NotSupportedError, StorageFault, StoreError
+from pipeline.snapshots.store import StoreIdentity, check_store, open_store
 from pipeline.uris import Storage
 from tests.stores import FaultyStorage
 
@@ -52,6 +52,16 @@ def test_a_lost_reply_is_settled(storage: Storage) -> None:
     other = Storage(storage.uri + "2")
     with pytest.raises(StorageFault, match="timeout"):
         open_store(FaultyStorage(other, lose), "/corpus", create=True)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_what_can_only_be_read_is_neither_made_a_store_nor_opened_as_one(create: bool) -> None:
+    """Whichever of the two a command asks, it is told so before anything is looked up there."""
+    storage = Storage("memory://place/store")
+    with pytest.raises(NotSupportedError, match="a store on memory://"):
+        check_store(storage, "/corpus")
+    with pytest.raises(NotSupportedError, match="a store on memory://"):
+        open_store(storage, "/corpus", create=create)
 
 
 def test_another_corpus_is_refused_with_both_roots(storage: Storage) -> None:
