@@ -29,7 +29,9 @@ from pipeline.uris import Storage
 def read_arrow(
     storage: Storage, split: Split, target: Target, bounds: SplitBounds, done: Collection[Cut]
 ) -> Iterator[ReadSplit]:
-    """The pieces of rows [begin, end), in order; at least one. Memory is that of one batch and one piece.
+    """The pieces of rows [begin, end), in order; at least one.
+
+    Memory is that of one piece and up to four of the batches that the file was written in.
 
     Args:
         done: splits of which no documents are wanted; their rows are not made into documents.
