@@ -3,6 +3,7 @@
 encode   the encoder: batches of a split, and what may go wrong with one
 load     the transformer, from a model folder
 head     what follows it: pooling and the model's other modules
+cpu      linear layers packed for oneDNN, and memory that is kept
 faults   what an error of torch means
 """
 

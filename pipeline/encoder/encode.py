@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batching import token_batches
+from pipeline.encoder.cpu import can_pack, keep_freed_memory, pack_linears
 from pipeline.encoder.faults import first_line, is_out_of_memory
 from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
@@ -110,7 +111,12 @@ class Encoder:
         self._pad_token_id = description.pad_token_id
         self._num_prompt_tokens = _num_prompt_tokens(path, description)
         self._num_skipped = 0  # at the beginning of each of the sequences that are being encoded
-        self._model: Any = load_transformer(Path(path), description, _DTYPES[self.compute]).to(self.device)
+        dtype = _DTYPES[self.compute]
+        self._model: Any = load_transformer(Path(path), description, dtype).to(self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            if can_pack(dtype):
+                pack_linears(self._model)
         self._head = Head(Path(path), description, self.device)
         self._probe()
 
