@@ -65,6 +65,13 @@ def pack_linears(model: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
+def is_stateless(model: nn.Module) -> bool:
+    """Whether passes may run at once: none changes the model, as those do whose rotary frequencies follow lengths."""
+    kinds = [getattr(module, "rope_type", "default") for module in model.modules()]
+    found = {name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])}
+    return not found & {"dynamic", "longrope"}
+
+
 def _is_gelu(activation: object) -> bool:
     return isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
 

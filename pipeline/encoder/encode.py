@@ -14,6 +14,10 @@ with a batch, and none costs another document:
 A batch that ends the process is the caller's to find: `before` tells of each batch before it is
 tried, and sequences in doubt go `alone`, after all others.
 
+On a CPU each thread takes a batch of its own: many threads over one batch wait for each other at each
+of its hundred and fifty operations, and where another process takes a core from one of them, they do
+nearly nothing else.
+
 Reduced precision is the plain one, the whole model in bfloat16 or float16: over 2,000 docstrings
 cosine to float32 is 0.99996 on average and 0.9999 at worst, at three to four times the speed
 (jobs/benchmark.md). Autocast is nearer (0.99999) and was faster in no run.
@@ -27,8 +31,11 @@ positions are relative, so that this equals padding on the left; where positions
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +46,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batching import token_batches
-from pipeline.encoder.cpu import can_pack, keep_freed_memory, pack_linears
+from pipeline.encoder.cpu import can_pack, is_stateless, keep_freed_memory, pack_linears
 from pipeline.encoder.faults import first_line, is_out_of_memory
 from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
@@ -113,10 +120,15 @@ class Encoder:
         self._num_skipped = 0  # at the beginning of each of the sequences that are being encoded
         dtype = _DTYPES[self.compute]
         self._model: Any = load_transformer(Path(path), description, dtype).to(self.device)
+        self._num_passes = 1
         if self.device.type == "cpu":
             keep_freed_memory()
             if can_pack(dtype):
                 pack_linears(self._model)
+            if is_stateless(self._model):
+                self._num_passes = torch.get_num_threads()
+        of_pass = 1 if self._num_passes > 1 else torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._num_passes, "encoder", partial(torch.set_num_threads, of_pass))
         self._head = Head(Path(path), description, self.device)
         self._probe()
 
@@ -126,6 +138,7 @@ class Encoder:
         *,
         alone: Sequence[int] = (),
         before: Callable[[Sequence[int]], None] = lambda batch: None,
+        in_turn: bool = False,
         queries: bool = False,
     ) -> EncodedSplit:
         """Encode sequences; the result is in their order, and no vector depends on its neighbours.
@@ -134,6 +147,8 @@ class Encoder:
             input_ids: N lists of token ids, as `pipeline.tokens` makes them.
             alone: indices of those that share no batch and come last.
             before: called with the indices of each batch before it is tried.
+            in_turn: whether each batch is done before the next is begun, so that what ends the process is the batch
+                that `before` told of last.
             queries: whether they have the query prompt; else they have the documents'.
 
         Raises:
@@ -146,39 +161,70 @@ class Encoder:
         failed: dict[int, str] = {}
         num_padded_tokens = 0
         together = np.setdiff1d(np.arange(len(sequences.lengths)), np.asarray(alone, np.int64))
-        batches = [together[batch] for batch in token_batches(sequences.lengths[together], self.token_budget)]
+        budget = self.token_budget
+        if self._num_passes > 1 and not in_turn:  # of a few sequences too each thread has its part
+            budget = min(budget, -(-int(sequences.lengths[together].sum()) // self._num_passes))
+        batches = [together[batch] for batch in token_batches(sequences.lengths[together], budget)]
         pending = list(reversed([*batches, *(np.array([index]) for index in alone)]))
-        while pending:
-            batch = pending.pop()
+        for batch, outcome, was_alone in self._outcomes(sequences, pending, before, in_turn=in_turn):
             longest = int(sequences.lengths[batch[0]])
-            if len(batch) > 1 and len(batch) * longest > self.token_budget:  # the budget has learnt since
-                parts = token_batches(sequences.lengths[batch], self.token_budget)
-                pending.extend(batch[part] for part in reversed(parts))
-                continue
-            before(batch.tolist())
-            problem = self._try(sequences, batch, vectors)
-            if problem is None:
+            if isinstance(outcome, Tensor):
+                vectors[torch.from_numpy(batch).to(self.device)] = outcome
                 num_padded_tokens += len(batch) * longest
             elif len(batch) > 1:
-                if problem.out_of_memory:
+                if outcome.out_of_memory:
                     self._learn(len(batch) * longest)
                 half = len(batch) // 2
                 pending += [batch[half:], batch[:half]]
+            elif outcome.out_of_memory and not was_alone:
+                self._num_passes = 1  # others may have had the memory: again, with none beside it
+                pending.append(batch)
             else:
                 self._probe()
-                failed[int(batch[0])] = problem.message
+                failed[int(batch[0])] = outcome.message
         found = vectors.cpu().numpy()
         unsound = np.flatnonzero(~np.isclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-3))
         found[unsound] = 0.0
         invalid = [int(index) for index in unsound if int(index) not in failed]
         return EncodedSplit(found, num_padded_tokens, invalid, failed)
 
-    def _try(self, sequences: _Sequences, batch: npt.NDArray[np.int64], vectors: Tensor) -> _Problem | None:
-        """Put the batch's vectors in place, or say why not."""
+    def _outcomes(
+        self,
+        sequences: _Sequences,
+        pending: list[npt.NDArray[np.int64]],
+        before: Callable[[Sequence[int]], None],
+        *,
+        in_turn: bool,
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor | _Problem, bool]]:
+        """Each pending batch, from the last one on, with its vectors or why there are none; more may be added.
+
+        The third says whether no other ran beside it.
+        """
+        running: deque[tuple[npt.NDArray[np.int64], Future[Tensor | _Problem], bool]] = deque()
+        try:
+            while pending or running:
+                # One waits for each that runs.
+                most = 1 if in_turn or self._num_passes == 1 else 2 * self._num_passes
+                while pending and len(running) < most:
+                    batch = pending.pop()
+                    lengths = sequences.lengths[batch]
+                    if len(batch) > 1 and len(batch) * int(lengths[0]) > self.token_budget:  # it has learnt since
+                        pending.extend(batch[part] for part in reversed(token_batches(lengths, self.token_budget)))
+                        continue
+                    before(batch.tolist())
+                    running.append((batch, self._pool.submit(self._try, sequences, batch), most == 1))
+                batch, future, was_alone = running.popleft()
+                yield batch, future.result(), was_alone
+        finally:
+            for _, future, _ in running:
+                future.cancel()
+
+    def _try(self, sequences: _Sequences, batch: npt.NDArray[np.int64]) -> Tensor | _Problem:
+        """The batch's vectors, or why there are none."""
         # The error is dropped before the next try: its traceback holds the tensors that did not fit.
         try:
             ids, mask = sequences.padded(batch, self._pad_token_id)
-            vectors[torch.from_numpy(batch).to(self.device)] = self._forward(ids, mask)
+            return self._forward(ids, mask)
         except torch.AcceleratorError as error:
             raise AcceleratorFault(
                 f"the accelerator {self.device} failed: {first_line(error)}; run it again"
@@ -189,8 +235,6 @@ class Encoder:
                 problem = _Problem(f"does not fit into memory, {longest} tokens alone", out_of_memory=True)
             else:
                 problem = _Problem(f"{type(error).__name__}: {first_line(error)}", out_of_memory=False)
-        else:
-            return None
         if problem.out_of_memory and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return problem

@@ -226,7 +226,7 @@ class EncodeStage:
             marks.before("encode", rows[sound[batch]])
 
         alone = _indices(rows[sound], trial.alone.get("encode", ()))
-        encoded = encoder.encode(sequences["input_ids"], alone=alone.tolist(), before=before)
+        encoded = encoder.encode(sequences["input_ids"], alone=alone.tolist(), before=before, in_turn=trial.is_marked)
         marks.finish()
         bad |= {int(sound[i]): ("invalid_vector", "the vector is NaN, infinite or zero") for i in encoded.invalid}
         bad |= {int(sound[i]): ("encode_failed", message) for i, message in encoded.failed.items()}

@@ -63,7 +63,7 @@ def work_on(context: FlowContext, lines: Iterable[object]) -> pa.Table:
 
 
 def run_stages(context: FlowContext, batch: pa.Table) -> list[Written]:
-    encode, write = EncodeStage(context, None), WriteStage(context)
+    encode, write = EncodeStage(context, 1), WriteStage(context)
     return [Written.unpack(write(encode(row)).to_pylist()[0]) for row in ReadStage(context)(batch)]
 
 
