@@ -1,5 +1,6 @@
 """`vecmill benchmark`: how fast, against what one would write instead, in one run.
 
+    encoder CORPUS the encoder alone against its peers, and their ceiling
     job CORPUS     the embed job against a plain Ray Data script, alternating, from one started Ray
     split CORPUS   what a split costs beyond its forward, by the size of splits
     bookkeeping    planning, resume and publish of many splits
@@ -27,10 +28,11 @@ import pyarrow.parquet as pq
 
 from jobs.bookkeeping_benchmark import bookkeeping
 from jobs.cli import run
+from jobs.encoder_benchmark import encoder
 from jobs.evaluate import developer_config
 from jobs.machine import describe_machine
 from pipeline.config import Config
-from pipeline.errors import InputError, NotSupportedError, VecmillError
+from pipeline.errors import InputError, VecmillError
 from pipeline.flow.context import FlowContext
 from pipeline.flow.rows import SplitReport, Work
 from pipeline.model import describe_model, fetch_model
@@ -52,6 +54,7 @@ def main() -> None:
 
 
 main.add_command(bookkeeping)
+main.add_command(encoder)
 
 
 @main.command(name="job")
@@ -107,13 +110,6 @@ def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, 
             costs[size] = _split_cost(_config(folder, (*overrides, f"splits.max_rows={size}")), rounds)
             click.echo(f"{size} documents a split, {num_splits} splits: {costs[size].rounds_ms} ms", err=True)
     click.echo(describe_costs(costs))
-
-
-@main.command(name="encoder", context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1)
-def encoder(arguments: tuple[str, ...]) -> None:
-    """The encoder alone (not supported yet)."""
-    raise NotSupportedError("vecmill benchmark encoder (the encoder alone, against its peers)")
 
 
 @dataclass(frozen=True, slots=True)

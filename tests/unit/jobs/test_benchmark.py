@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from jobs import benchmark
-from jobs.cli import exit_code
 from jobs.machine import describe_machine
 from pipeline.config import parse_config
 from pipeline.errors import InputError, VecmillError
@@ -116,11 +115,6 @@ def test_sizes_that_are_none_are_a_mistake_of_usage(sizes: str, tmp_path: Path) 
     result = CliRunner().invoke(benchmark.main, ["split", str(tmp_path), "--sizes", sizes])
     assert result.exit_code == 2
     assert "sizes are numbers of documents" in result.stderr
-
-
-def test_the_encoder_alone_is_not_supported_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(benchmark.main, ["encoder", "--anything"]) == 2
-    assert "not supported yet: vecmill benchmark encoder" in capsys.readouterr().err
 
 
 def test_figures_come_with_the_machine() -> None:
