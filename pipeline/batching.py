@@ -2,9 +2,10 @@
 
 A forward pass costs B x L, padding included. Sequences are sorted by length over the whole
 split, longest first, and cut greedily: each batch takes as many as fit the budget at the length
-of its first. Neighbours in that order differ little, so padding nearly vanishes, and the largest
-batch comes first: what does not fit into memory shows at once. The price is the split in memory,
-which it is anyway.
+of its first, or ends before padding passes 2 %, once it is large enough for its size not to matter.
+Neighbours in that order differ little, so padding nearly vanishes, and the largest batch comes
+first: what does not fit into memory shows at once. The price is the split in memory, which it is
+anyway.
 """
 
 from __future__ import annotations
@@ -14,23 +15,35 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+_MOST_PADDING = 1.02
 
-def token_batches(lengths: npt.NDArray[np.integer], token_budget: int) -> list[npt.NDArray[np.int64]]:
+
+def token_batches(
+    lengths: npt.NDArray[np.integer], token_budget: int, *, min_tokens: int | None = None
+) -> list[npt.NDArray[np.int64]]:
     """Indices into `lengths`, batch by batch; every index once.
 
     Args:
         lengths: tokens of each sequence, [N]. None is padded to less than one token.
         token_budget: most padded tokens (B x L) of a batch; a sequence above it goes alone.
+        min_tokens: padded tokens from which on a batch is as fast, a token, as a larger one; None: the budget.
 
     Returns:
         Batches of int64 indices, longest first; ties keep their order.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    ends = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])  # real tokens before each
     batches = []
     begin = 0
     while begin < len(order):
         longest = max(1, int(lengths[order[begin]]))
-        end = begin + max(1, token_budget // longest)
+        end = min(len(order), begin + max(1, token_budget // longest))
+        if min_tokens is not None:
+            least = min(end, begin - (-min_tokens // longest))
+            sizes = np.arange(least, end + 1) - begin
+            # The mean length falls with each sequence: padding is a matter of how many are taken.
+            is_full = sizes * longest <= _MOST_PADDING * (ends[least : end + 1] - ends[begin])
+            end = least + max(0, int(np.count_nonzero(is_full)) - 1)
         batches.append(order[begin:end])
         begin = end
     return batches

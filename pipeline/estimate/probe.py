@@ -59,7 +59,7 @@ def probe_encoder(
     # Every sampled sequence about equally often, whatever the window.
     members = np.argsort(sampled, kind="stable")[np.arange(window) * len(ids) // window]
     lengths = sampled[members]
-    batches = token_batches(lengths, encoder.token_budget)
+    batches = token_batches(lengths, encoder.token_budget, min_tokens=encoder.min_tokens)
     times, padded = [], []
     # The first pass pays for memory, kernels and threads; the longest batch also shows whether it fits.
     encoder.encode([ids[member] for member in members[batches[0]]])

@@ -41,6 +41,33 @@ def test_padding_nearly_vanishes_over_a_split_of_short_texts() -> None:
     assert padded_tokens(lengths, batches) / len(batches) > 3000
 
 
+@given(LENGTHS, st.integers(1, 5000), st.integers(1, 2000))
+def test_a_batch_that_is_large_enough_pads_by_a_fiftieth_at_most(
+    lengths: np.ndarray, budget: int, min_tokens: int
+) -> None:
+    batches = token_batches(lengths, budget, min_tokens=min_tokens)
+    assert sorted(np.concatenate([np.zeros(0, np.int64), *batches]).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(1, int(lengths[batch].max()))
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        if (len(batch) - 1) * longest >= min_tokens:  # one less would have been enough
+            assert len(batch) * longest <= 1.02 * lengths[batch].sum()
+
+
+def test_a_few_texts_of_many_lengths_hardly_pad() -> None:
+    """1,000 glosses, as in a small split: 1.1 at the CPU's budget, were each batch filled."""
+    lengths = np.random.default_rng(0).gamma(1.5, 35.0, 1000).astype(np.int64).clip(4, 256)
+    assert padding_ratio(lengths, token_batches(lengths, 4096)) > 1.08
+    batches = token_batches(lengths, 4096, min_tokens=512)
+    assert padding_ratio(lengths, batches) <= 1.03
+    assert np.mean([len(batch) * lengths[batch].max() for batch in batches]) >= 700, "batches are not tiny"
+
+
+def test_equal_lengths_fill_the_budget_all_the_same() -> None:
+    batches = token_batches(np.full(100, 10), 250, min_tokens=50)
+    assert {len(batch) for batch in batches} == {25}
+
+
 def test_no_sequences_is_no_batch() -> None:
     assert token_batches(np.zeros(0, np.int32), 100) == []
     assert padding_ratio(np.zeros(0, np.int32), []) == 1.0

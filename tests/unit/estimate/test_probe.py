@@ -20,6 +20,7 @@ class _Fake:
     """Takes a second for 100 padded tokens; the first pass is slow."""
 
     token_budget = BUDGET
+    min_tokens = None
 
     def __init__(self) -> None:
         self.now = 0.0
