@@ -106,8 +106,14 @@ class ReadStage:
             )
 
     def _pieces(self, work: Work, marks: Marks) -> Iterator[ReadSplit]:
-        """The pieces of the planned split; where the attempt has marks, one before each place or member is read."""
+        """The pieces of the planned split, each place marked before it is read; up to the place that is fatal."""
         context, config, trial = self._context, self._context.config, work.trial
+        is_pack, place, fatal_at = bool(work.split.members), work.split.begin, trial.fatal_at
+        if place == fatal_at and not is_pack:
+            yield killed_range(work.split, place, context.keep, KILLED)
+            return
+        if not is_pack:
+            marks.before("read", begin=place)
         suspicion = Suspicion(lambda member: marks.before("read", begin=member), trial.fatal, KILLED)
         pieces = read_split(
             context.input_storage,
@@ -119,15 +125,9 @@ class ReadStage:
             quarantine_text=config.store.quarantine_text,
             suspicion=suspicion if trial.is_marked else None,
         )
-        return pieces if work.split.members else self._up_to_fatal(work, pieces, marks)
-
-    def _up_to_fatal(self, work: Work, pieces: Iterator[ReadSplit], marks: Marks) -> Iterator[ReadSplit]:
-        """The pieces of a range, each place marked before it is read; up to the place that is fatal."""
-        context, place, fatal_at = self._context, work.split.begin, work.trial.fatal_at
-        if place == fatal_at:
-            yield killed_range(work.split, place, context.keep, KILLED)
+        if is_pack:
+            yield from pieces  # each member is marked before it is read
             return
-        marks.before("read", begin=place)
         for piece in pieces:
             yield piece
             place = piece.split.end if piece.split.end is not None else place
