@@ -6,6 +6,9 @@ oneDNN packs weights once, and does the three while a result is in registers: th
 that torch's own compiler (inductor, with freezing) puts in place of linear layers, here without the
 compiler. Vectors move by no more than bfloat16's own error: what is added, is added in float32.
 
+torch's attention takes keys 16 at once, and what is left over one by one, each at the cost of several:
+31 keys take twice the time of 32. Keys and values are padded there to a multiple of 16, masked.
+
 Activations of tens of MB come and go with each layer. Left alone, the C library gives their pages
 back and fetches them anew: a fifth of the time.
 """
@@ -18,7 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import GELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +36,10 @@ _PACKED_FOR_ROWS = 4096
 _FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet")
 _INTERMEDIATE = {f"{family}Intermediate" for family in _FAMILIES}
 _OUTPUT = {f"{family}{part}" for family in _FAMILIES for part in ("SelfOutput", "Output")}
+
+# Keys that torch's attention takes at once; padding to them pays from so many left over on (jobs/benchmark.md).
+_KEYS_AT_ONCE, _MANY_LEFT = 16, 8
+_ATTENTION = "sdpa_in_whole_steps"
 
 # mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, and the most that glibc takes for the latter.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -63,6 +74,46 @@ def pack_linears(model: nn.Module) -> None:
                 setattr(parent, name, PackedOutput(child.dense, child.LayerNorm))
             elif type(child) is nn.Linear:  # not one that does more
                 setattr(parent, name, PackedLinear(child))
+
+
+def step_attention(model: nn.Module) -> None:
+    """Let the model's attention, where it is torch's own, take all keys in whole steps."""
+    found: Any = model
+    if getattr(found.config, "_attn_implementation", None) != "sdpa":
+        return
+    AttentionInterface.register(_ATTENTION, attend_in_steps)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    found.set_attn_implementation(_ATTENTION)
+
+
+def attend_in_steps(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """As transformers' own over torch's attention: (B, heads, L, D) each -> (B, L, heads, D)."""
+    length = key.shape[2]
+    num_left = length % _KEYS_AT_ONCE
+    is_causal = attention_mask is None and kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
+    if num_left >= _MANY_LEFT and not is_causal and kwargs.get("position_bias") is None:
+        missing = _KEYS_AT_ONCE - num_left
+        key, value = (functional.pad(part, (0, 0, 0, missing)) for part in (key, value))
+        if attention_mask is None:
+            attention_mask = query.new_zeros(1, 1, 1, length).expand(len(query), 1, query.shape[2], length)
+        elif attention_mask.dtype == torch.bool:
+            attention_mask = _added(attention_mask, query.dtype)
+        attention_mask = _padded(attention_mask, missing)
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return out, None
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where the mask is true."""
+    once = mask[:, :, :1] if mask.stride(2) == 0 else mask  # the same for each query, as a rule
+    return torch.zeros_like(once, dtype=dtype).masked_fill_(~once, -torch.inf).expand(mask.shape)
+
+
+def _padded(mask: Tensor, missing: int) -> Tensor:
+    once = mask[:, :, :1] if mask.stride(2) == 0 else mask
+    return functional.pad(once, (0, missing), value=-torch.inf).expand(*mask.shape[:3], -1)
 
 
 def is_stateless(model: nn.Module) -> bool:

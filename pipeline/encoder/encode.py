@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batching import token_batches
-from pipeline.encoder.cpu import can_pack, is_stateless, keep_freed_memory, pack_linears
+from pipeline.encoder.cpu import can_pack, is_stateless, keep_freed_memory, pack_linears, step_attention
 from pipeline.encoder.faults import first_line, is_out_of_memory
 from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
@@ -78,7 +78,7 @@ class EncodedSplit:
     vectors: npt.NDArray[np.float32]
     """(N, D), unit norm; zero where `invalid` or `failed`."""
     num_padded_tokens: int
-    """Tokens computed over, padding included; of passes that succeeded."""
+    """Tokens computed over, padding included, of passes that succeeded; equal sequences as if each were computed."""
     invalid: list[int]
     """Sequences whose vector is NaN, infinite or zero."""
     failed: dict[int, str]
@@ -131,6 +131,7 @@ class Encoder:
             keep_freed_memory()
             if can_pack(dtype):
                 pack_linears(self._model)
+                step_attention(self._model)
             if is_stateless(self._model):
                 self._num_passes = torch.get_num_threads()
         of_pass = 1 if self._num_passes > 1 else torch.get_num_threads()
@@ -149,6 +150,8 @@ class Encoder:
     ) -> EncodedSplit:
         """Encode sequences; the result is in their order, and no vector depends on its neighbours.
 
+        Equal ones are computed once, unless `in_turn` or some go `alone`: then each is on trial for itself.
+
         Args:
             input_ids: N lists of token ids, as `pipeline.tokens` makes them.
             alone: indices of those that share no batch and come last.
@@ -163,22 +166,18 @@ class Encoder:
         """
         self._num_skipped = self._num_prompt_tokens[queries]
         sequences = _Sequences.of(input_ids)
-        vectors = torch.zeros((len(sequences.lengths), self.dim), dtype=torch.float32, device=self.device)
+        num = len(sequences.lengths)
+        firsts, first_of = (np.arange(num),) * 2 if in_turn or alone else sequences.distinct()
+        vectors = torch.zeros((num, self.dim), dtype=torch.float32, device=self.device)
+        widths = np.zeros(num, np.int64)  # of the batch that each was in
         failed: dict[int, str] = {}
-        num_padded_tokens = 0
-        together = np.setdiff1d(np.arange(len(sequences.lengths)), np.asarray(alone, np.int64))
-        budget = self.token_budget
-        if self._num_passes > 1 and not in_turn:  # of a few sequences too each thread has its part
-            budget = min(budget, -(-int(sequences.lengths[together].sum()) // self._num_passes))
-        batches = [
-            together[batch] for batch in token_batches(sequences.lengths[together], budget, min_tokens=self.min_tokens)
-        ]
-        pending = list(reversed([*batches, *(np.array([index]) for index in alone)]))
+        pending = self._batches(sequences, np.setdiff1d(firsts, np.asarray(alone, np.int64)), in_turn=in_turn)
+        pending = list(reversed([*pending, *(np.array([index]) for index in alone)]))
         for batch, outcome, was_alone in self._outcomes(sequences, pending, before, in_turn=in_turn):
             longest = int(sequences.lengths[batch[0]])
             if isinstance(outcome, Tensor):
                 vectors[torch.from_numpy(batch).to(self.device)] = outcome
-                num_padded_tokens += len(batch) * longest
+                widths[batch] = longest
             elif len(batch) > 1:
                 if outcome.out_of_memory:
                     self._learn(len(batch) * longest)
@@ -190,11 +189,21 @@ class Encoder:
             else:
                 self._probe()
                 failed[int(batch[0])] = outcome.message
-        found = vectors.cpu().numpy()
+        found = vectors.cpu().numpy()[first_of]
+        failed = {index: failed[first] for index, first in enumerate(first_of.tolist()) if first in failed}
         unsound = np.flatnonzero(~np.isclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-3))
         found[unsound] = 0.0
         invalid = [int(index) for index in unsound if int(index) not in failed]
-        return EncodedSplit(found, num_padded_tokens, invalid, failed)
+        return EncodedSplit(found, int(widths[first_of].sum()), invalid, failed)
+
+    def _batches(
+        self, sequences: _Sequences, which: npt.NDArray[np.int64], *, in_turn: bool
+    ) -> list[npt.NDArray[np.int64]]:
+        """These sequences in token batches, longest first."""
+        lengths, budget = sequences.lengths[which], self.token_budget
+        if self._num_passes > 1 and not in_turn:  # of a few sequences too each thread has its part
+            budget = min(budget, -(-int(lengths.sum()) // self._num_passes))
+        return [which[batch] for batch in token_batches(lengths, budget, min_tokens=self.min_tokens)]
 
     def _outcomes(
         self,
@@ -302,6 +311,14 @@ class _Sequences:
         arrays = [np.asarray(ids, np.int64) for ids in input_ids]
         lengths = np.array([len(array) for array in arrays], np.int64)
         return cls(np.concatenate([np.zeros(0, np.int64), *arrays]), np.cumsum(lengths) - lengths, lengths)
+
+    def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first of each that are equal, in order, (M,); and of every sequence which that is, (N,)."""
+        firsts: dict[bytes, int] = {}
+        first_of = np.empty(len(self.lengths), np.int64)
+        for index, (begin, length) in enumerate(zip(self.begins.tolist(), self.lengths.tolist(), strict=True)):
+            first_of[index] = firsts.setdefault(self.ids[begin : begin + length].tobytes(), index)
+        return np.array(list(firsts.values()), np.int64), first_of
 
     def padded(
         self, batch: npt.NDArray[np.int64], pad_token_id: int

@@ -7,11 +7,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.activations import GELUActivation
 
 from pipeline.config import EncoderSettings
 from pipeline.encoder import Compute, Encoder, encode
-from pipeline.encoder.cpu import PackedLinear, PackedOutput, can_pack, pack_linears
+from pipeline.encoder.cpu import PackedLinear, PackedOutput, attend_in_steps, can_pack, pack_linears
 from pipeline.model import describe_model
 from tests import against_library
 from tests.families import FAMILIES, make_family, make_texts
@@ -88,3 +89,45 @@ def test_another_activation_is_left_to_the_model() -> None:
     dense = model[0].dense
     assert isinstance(dense, PackedLinear)
     assert (dense(torch.randn(3, 8, dtype=torch.bfloat16)) < 0).any()
+
+
+@pytest.mark.parametrize("length", [8, 16, 20, 31, 33, 40])
+@pytest.mark.parametrize("kind", ["none", "the same for all queries", "of each query", "added"])
+def test_attention_in_whole_steps_is_attention(length: int, kind: str) -> None:
+    torch.manual_seed(length)
+    query, key, value = torch.randn(3, 2, 4, length, 16).unbind(0)
+    real = torch.arange(length) < torch.tensor([length, length - 3])[:, None]
+    mask = real[:, None, None, :].expand(2, 1, length, length)
+    if kind == "of each query":
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+    if kind == "added":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    given = None if kind == "none" else mask
+    module = nn.Module()
+    found, _ = attend_in_steps(module, query, key, value, given, is_causal=False)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=given).transpose(1, 2)
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_causal_attention_stays_causal() -> None:
+    query, key, value = torch.randn(3, 2, 4, 31, 16).unbind(0)
+    found, _ = attend_in_steps(nn.Module(), query, key, value, None)  # which transformers takes for causal
+    expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    assert (found - expected).abs().max() < 1e-5
+
+
+@needs_bfloat16
+def test_keys_left_over_are_padded_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """31 of them cost twice what 32 do."""
+    encoder, lengths = made("bfloat16"), set[int]()
+    attend = functional.scaled_dot_product_attention
+
+    def spied(query: torch.Tensor, key: torch.Tensor, *rest: torch.Tensor, **options: object) -> torch.Tensor:
+        lengths.add(key.shape[2])
+        found: torch.Tensor = attend(query, key, *rest, **options)  # type: ignore[arg-type]
+        return found
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spied)
+    for length in (31, 40, 32, 35):
+        encoder.encode([np.arange(length) + 1000])
+    assert lengths == {32, 48, 35}

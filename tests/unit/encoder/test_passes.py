@@ -127,3 +127,33 @@ def test_a_model_that_changes_with_the_lengths_it_sees_has_one_pass_at_a_time(ro
     model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
     model[1].rope_type = rope_type
     assert is_stateless(model) == expected
+
+
+def test_equal_sequences_are_computed_once(encoder: Encoder, tiny: Path) -> None:
+    ids = [*ids_of(tiny), *ids_of(tiny)[:5], *ids_of(tiny)[:5]]
+    told, one_by_one = list[int](), list[int]()
+    once = encoder.encode(ids, before=told.extend)
+    each = encoder.encode(ids, before=one_by_one.extend, in_turn=True)
+    assert len(told) == len({tuple(sequence.tolist()) for sequence in ids}) <= len(ids) - 10
+    assert sorted(one_by_one) == list(range(len(ids))), "on trial each is for itself"
+    assert np.abs(once.vectors - each.vectors).max() <= 1e-6
+    num_tokens = sum(map(len, ids))
+    assert num_tokens <= once.num_padded_tokens <= 1.5 * num_tokens, "a padding ratio is of all sequences"
+
+
+def test_each_of_equal_sequences_that_fail_is_told(
+    encoder: Encoder, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = ids_of(tiny)[:3]
+    forward = encoder._forward
+
+    def fails(batch: Any, mask: Any) -> torch.Tensor:
+        if any(row[real].tolist() == list(ids[1]) for row, real in zip(batch, mask, strict=True)):
+            raise ValueError("this one")
+        return forward(batch, mask)
+
+    monkeypatch.setattr(encoder, "_forward", fails)
+    found = encoder.encode([ids[0], ids[1], ids[2], ids[1]])
+    assert sorted(found.failed) == [1, 3]
+    assert found.invalid == []
+    assert np.linalg.norm(found.vectors, axis=1).round(3).tolist() == [1, 0, 1, 0]
