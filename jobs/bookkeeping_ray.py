@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jobs.benchmark import ms_a_split
 from jobs.bookkeeping_benchmark import in_own_process, peak_memory
 from jobs.evaluate import developer_config
+from jobs.flow_benchmark import ms_a_split
 from pipeline.errors import VecmillError
 from pipeline.flow.context import FlowContext
 from pipeline.model import describe_model, fetch_model
@@ -47,7 +47,7 @@ def write_lines(folder: Path, num_lines: int) -> None:
 
 def _measure(folder: str, num_splits: int, overrides: tuple[str, ...]) -> str:
     from pipeline.flow.cluster import alive_nodes, connected, plan_pool
-    from pipeline.flow.peer import instant_flow
+    from pipeline.flow.peer import stub_flow
 
     corpus = {"uri": f"{folder}/corpus", "text": "{text}"}
     config = developer_config(Path(folder), corpus, (*overrides, "splits.max_rows=1"))
@@ -68,7 +68,7 @@ def _measure(folder: str, num_splits: int, overrides: tuple[str, ...]) -> str:
             store_storage=store,
         )
         journal, done = Journal(store, context.run_id), []
-        for written in instant_flow(context, plan.work, plan_pool(config.cluster, alive_nodes())):
+        for written in stub_flow(context, plan.work, plan_pool(config.cluster, alive_nodes())):
             if written.record is None:
                 raise VecmillError(f"a split came to nothing: {written.report.error}")
             journal.add(written.record)

@@ -40,6 +40,7 @@ class Progress:
         self.num_tokens = 0
         self.num_padded_tokens = 0
         self.encode_s = 0.0
+        self.encoder_peak_bytes = 0
         self._stream = stream or sys.stderr
         is_terminal = self._stream.isatty() and log_format() == "text"
         self._every_s = _REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S
@@ -72,7 +73,14 @@ class Progress:
         self.num_encoders = num_encoders
 
     def add(
-        self, *, num_bytes: int, documents: int = 0, tokens: int = 0, padded_tokens: int = 0, encode_s: float = 0
+        self,
+        *,
+        num_bytes: int,
+        documents: int = 0,
+        tokens: int = 0,
+        padded_tokens: int = 0,
+        encode_s: float = 0,
+        encoder_peak_bytes: int = 0,
     ) -> None:
         """One split is done."""
         self.num_done += 1
@@ -82,6 +90,7 @@ class Progress:
         self.num_tokens += tokens
         self.num_padded_tokens += padded_tokens
         self.encode_s += encode_s
+        self.encoder_peak_bytes = max(self.encoder_peak_bytes, encoder_peak_bytes)
 
     def _show(self) -> None:
         while not self._stop.wait(self._every_s):
@@ -107,6 +116,7 @@ class Progress:
             "tokens_per_s": round(self.num_tokens / seconds),
             "busy_ratio": round(min(1.0, self.encode_s / (seconds * max(1, self.num_encoders))), 3),
             "padding_ratio": round(self.num_padded_tokens / self.num_tokens, 4) if self.num_tokens else 1.0,
+            "encoder_peak_bytes": self.encoder_peak_bytes,
         }
 
     def line(self) -> str:
@@ -139,6 +149,7 @@ def summary(outcome: Mapping[str, Any]) -> str:
     if outcome.get("tokens_per_s"):
         rates = (
             f"\n  {outcome['documents_per_s']:,.0f} documents/s, {outcome['tokens_per_s']:,} tokens/s, "
-            f"padding {outcome['padding_ratio']:.3f}"
+            f"padding {outcome['padding_ratio']:.3f}, an encoder's memory at most "
+            f"{outcome['encoder_peak_bytes'] / 2**20:,.0f} MiB"
         )
     return f"{head}\n  {'; '.join([counts, *more])}{rates}\n  {outcome['seconds']:.1f} s"

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -93,13 +95,13 @@ def attend_in_steps(
     length = key.shape[2]
     num_left = length % _KEYS_AT_ONCE
     is_causal = attention_mask is None and kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = _added(attention_mask, query.dtype)  # once for all queries: torch would do it for each
     if num_left >= _MANY_LEFT and not is_causal and kwargs.get("position_bias") is None:
         missing = _KEYS_AT_ONCE - num_left
         key, value = (functional.pad(part, (0, 0, 0, missing)) for part in (key, value))
         if attention_mask is None:
             attention_mask = query.new_zeros(1, 1, 1, length).expand(len(query), 1, query.shape[2], length)
-        elif attention_mask.dtype == torch.bool:
-            attention_mask = _added(attention_mask, query.dtype)
         attention_mask = _padded(attention_mask, missing)
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out, None
@@ -173,3 +175,9 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _MOST_HEAP_BYTES)
     mallopt(_TRIM_THRESHOLD, _MOST_KEPT_BYTES)
+
+
+def cpu_peak_bytes() -> int:
+    """The most that was resident of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -46,10 +46,19 @@ import torch
 from torch import Tensor
 
 from pipeline.batching import token_batches
-from pipeline.encoder.cpu import can_pack, is_stateless, keep_freed_memory, pack_linears, step_attention
+from pipeline.encoder.cpu import (
+    can_pack,
+    cpu_peak_bytes,
+    is_stateless,
+    keep_freed_memory,
+    pack_linears,
+    step_attention,
+)
 from pipeline.encoder.faults import first_line, is_out_of_memory
+from pipeline.encoder.gpu import FlatModel, can_flatten, fitting_budget, flattened, gpu_peak_bytes, to_device
 from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
+from pipeline.encoder.sequences import Sequences
 from pipeline.errors import AcceleratorFault, EnvironmentFault, VecmillError
 from pipeline.model import ModelDescription
 from pipeline.parallel import num_cores
@@ -137,7 +146,17 @@ class Encoder:
         of_pass = 1 if self._num_passes > 1 else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._num_passes, "encoder", partial(torch.set_num_threads, of_pass))
         self._head = Head(Path(path), description, self.device)
+        self._flat: FlatModel | None = None
         self._probe()
+        if can_flatten(self._model, self.device):
+            self._flat = flattened(self._model, self._try_flat)
+        if self.device.type == "cuda" and token_budget == "auto":
+            self.token_budget = fitting_budget(self._forward, self.device, description.max_tokens, auto_budget)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory so far: of the GPU; on a CPU of this process, with all that it has loaded."""
+        return gpu_peak_bytes(self.device) if self.device.type == "cuda" else cpu_peak_bytes()
 
     def encode(
         self,
@@ -165,7 +184,7 @@ class Encoder:
             EnvironmentFault: the device, not a document, is out of memory.
         """
         self._num_skipped = self._num_prompt_tokens[queries]
-        sequences = _Sequences.of(input_ids)
+        sequences = Sequences.of(input_ids)
         num = len(sequences.lengths)
         firsts, first_of = (np.arange(num),) * 2 if in_turn or alone else sequences.distinct()
         vectors = torch.zeros((num, self.dim), dtype=torch.float32, device=self.device)
@@ -197,7 +216,7 @@ class Encoder:
         return EncodedSplit(found, int(widths[first_of].sum()), invalid, failed)
 
     def _batches(
-        self, sequences: _Sequences, which: npt.NDArray[np.int64], *, in_turn: bool
+        self, sequences: Sequences, which: npt.NDArray[np.int64], *, in_turn: bool
     ) -> list[npt.NDArray[np.int64]]:
         """These sequences in token batches, longest first."""
         lengths, budget = sequences.lengths[which], self.token_budget
@@ -207,7 +226,7 @@ class Encoder:
 
     def _outcomes(
         self,
-        sequences: _Sequences,
+        sequences: Sequences,
         pending: list[npt.NDArray[np.int64]],
         before: Callable[[Sequence[int]], None],
         *,
@@ -236,7 +255,7 @@ class Encoder:
             for _, future, _ in running:
                 future.cancel()
 
-    def _try(self, sequences: _Sequences, batch: npt.NDArray[np.int64]) -> Tensor | _Problem:
+    def _try(self, sequences: Sequences, batch: npt.NDArray[np.int64]) -> Tensor | _Problem:
         """The batch's vectors, or why there are none."""
         # The error is dropped before the next try: its traceback holds the tensors that did not fit.
         try:
@@ -259,10 +278,17 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> Tensor:
         """(B, L) ids and mask -> float32 (B, D) of unit norm."""
-        input_ids = torch.from_numpy(ids).to(self.device)
-        real = torch.from_numpy(mask).to(self.device)
-        hidden = self._model(input_ids=input_ids, attention_mask=real.long()).last_hidden_state  # (B, L, H)
+        real = to_device(mask, self.device)
+        if self._flat is not None:
+            hidden = self._flat(ids, mask, self.device)
+        else:
+            input_ids = to_device(ids, self.device)
+            hidden = self._model(input_ids=input_ids, attention_mask=real.long()).last_hidden_state  # (B, L, H)
         return self._head(hidden, real, num_skipped=self._num_skipped)
+
+    def _try_flat(self, flat: FlatModel | None, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> Tensor:
+        self._flat = flat
+        return self._forward(ids, mask)
 
     def _learn(self, num_tokens: int) -> None:
         self.token_budget = max(1, min(self.token_budget, num_tokens // 2))
@@ -290,45 +316,6 @@ class Encoder:
 class _Problem:
     message: str
     out_of_memory: bool
-
-
-@dataclass(frozen=True)
-class _Sequences:
-    """N sequences of token ids, one after the other."""
-
-    ids: npt.NDArray[np.int64]
-    begins: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, input_ids: pa.ListArray | pa.ChunkedArray | Sequence[npt.ArrayLike]) -> _Sequences:
-        if isinstance(input_ids, pa.ChunkedArray):
-            input_ids = input_ids.combine_chunks()
-        if isinstance(input_ids, pa.Array):
-            offsets = input_ids.offsets.to_numpy().astype(np.int64)
-            ids = input_ids.values.to_numpy().astype(np.int64)
-            return cls(ids, offsets[:-1], np.diff(offsets))
-        arrays = [np.asarray(ids, np.int64) for ids in input_ids]
-        lengths = np.array([len(array) for array in arrays], np.int64)
-        return cls(np.concatenate([np.zeros(0, np.int64), *arrays]), np.cumsum(lengths) - lengths, lengths)
-
-    def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The first of each that are equal, in order, (M,); and of every sequence which that is, (N,)."""
-        firsts: dict[bytes, int] = {}
-        first_of = np.empty(len(self.lengths), np.int64)
-        for index, (begin, length) in enumerate(zip(self.begins.tolist(), self.lengths.tolist(), strict=True)):
-            first_of[index] = firsts.setdefault(self.ids[begin : begin + length].tobytes(), index)
-        return np.array(list(firsts.values()), np.int64), first_of
-
-    def padded(
-        self, batch: npt.NDArray[np.int64], pad_token_id: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Ids padded on the right and the mask of real tokens, both (B, L)."""
-        lengths = self.lengths[batch]
-        steps = np.arange(lengths.max())  # (L,)
-        mask = steps < lengths[:, None]
-        places = np.where(mask, self.begins[batch][:, None] + steps, 0)
-        return np.where(mask, self.ids[places], pad_token_id), mask
 
 
 def best_compute(device: torch.device) -> Compute:

@@ -156,6 +156,7 @@ class FlowSession:
                 tokens=record.num_tokens,
                 padded_tokens=record.num_padded_tokens,
                 encode_s=report.encode_s,
+                encoder_peak_bytes=report.encoder_peak_bytes,
             )
         elif report.changed:
             drive.changed_uris.add(report.changed_uri or written.split.file.uri)

@@ -52,6 +52,8 @@ class SplitReport:
     """The attempt that it is part of."""
     read_s: float = 0.0
     encode_s: float = 0.0
+    encoder_peak_bytes: int = 0
+    """The most memory that its encoder has taken so far."""
     write_s: float = 0.0
 
     def to_json(self) -> str:

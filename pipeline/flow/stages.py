@@ -235,6 +235,7 @@ class EncodeStage:
             num_padded_tokens=encoded.num_padded_tokens,
             compute=encoder.compute,
             encode_s=time.monotonic() - started,
+            encoder_peak_bytes=encoder.peak_bytes,
         )
         embeddings = self._embeddings(sequences, encoded.vectors)
         documents, faults = documents_at_fault(row.documents, bad)

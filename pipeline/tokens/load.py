@@ -31,6 +31,10 @@ from pipeline.errors import ModelError, NotSupportedError, StorageFault
 from pipeline.model import ModelDescription, cache_path, check_files
 from pipeline.prefixes import squeezes
 
+# Of a text that is truncated the first so many are encoded: more than most tokens have, for what is behind the last one
+# settles that (pipeline.prefixes). The rare text that needs more is encoded again, by twice as many.
+_PREFIX_CHARS_PER_TOKEN = 6
+
 _RESOLVE = """
 import sys
 from transformers import AutoTokenizer
@@ -118,7 +122,7 @@ def _load(folder: Path, description: ModelDescription) -> SequenceTokenizer:
     backend.enable_truncation(description.max_tokens, direction=description.truncation_side)
     if any(backend.encode("a").type_ids):
         raise NotSupportedError(f"token types in single texts, as {description.model} has")
-    first_chars = description.max_tokens * CHARS_PER_TOKEN if description.truncation_side == "right" else None
+    first_chars = description.max_tokens * _PREFIX_CHARS_PER_TOKEN if description.truncation_side == "right" else None
     chunker = _chunker(backend, description, description.max_tokens - num_special)
     if chunker is not None:
         first_chars = chunker.max_tokens * CHARS_PER_TOKEN

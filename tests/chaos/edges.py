@@ -36,12 +36,7 @@ EDGES: tuple[Edge, ...] = (
         for put in PUTS
         for moment in Moment
     ),
-    *(
-        Edge(
-            f"driver killed, each put in turn, {moment}", "protocol", partial(plays.kill_driver_in_turn, moment=moment)
-        )
-        for moment in Moment
-    ),
+    Edge("driver killed, each put in turn", "protocol", plays.kill_driver_in_turn),
     Edge("encoder killed", "process", partial(plays.kill_role_at, pattern=SHARD, roles=(Role.ENCODER,))),
     Edge("encoder killed at once", "process", partial(plays.kill_role_at, pattern=SHARD, roles=(Role.ENCODER,), n=1)),
     Edge(

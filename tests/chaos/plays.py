@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import threading
+from itertools import cycle
 from typing import Literal
 
 from pipeline.uris import Storage
@@ -26,10 +27,14 @@ def kill_driver_at(round_: Round, put: Put, moment: Moment) -> None:
     round_.until_published()
 
 
-def kill_driver_in_turn(round_: Round, moment: Moment) -> None:
-    """Kill the driver at each put of the protocol in turn, over one store: what CI has time for."""
+def kill_driver_in_turn(round_: Round) -> None:
+    """Kill the driver at each put of the protocol in turn, and at another moment each, over one store.
+
+    What CI has time for: all the moments of each are played by `kill_driver_at`.
+    """
     # The quarantine file first: there are only three of them, and a later run may have none left to put.
-    for put in sorted(PUTS, key=lambda put: (PUTS.index(put) > 2, put.name != "quarantine file", PUTS.index(put))):
+    puts = sorted(PUTS, key=lambda put: (PUTS.index(put) > 2, put.name != "quarantine file", PUTS.index(put)))
+    for put, moment in zip(puts, cycle(Moment), strict=False):
         drops = put.by_driver and moment is Moment.BEFORE
         n = min(put.n, 3)
         trigger = round_.arm(put.pattern, moment, round_.killer(drops=drops), n=n, containing=put.containing)

@@ -130,10 +130,10 @@ def test_a_text_of_10_mb_costs_a_prefix(word: str) -> None:
     num_bytes = 10_000_000
     text = word * (num_bytes // len(word.encode()))
     counting = Counting(minilm(256))
-    (found,), _ = encode(counting, [text], first_chars=64 * 256)
+    (found,), _ = encode(counting, [text], first_chars=6 * 256)
     assert found is not None
     assert len(found) == 256
-    assert sum(counting.handed) <= 4 * 64 * 256
+    assert sum(counting.handed) <= 4 * 6 * 256
 
 
 def test_a_text_that_is_not_settled_is_doubled_until_it_is_whole() -> None:

@@ -111,7 +111,7 @@ def test_truncation_is_told_with_the_last_character_kept(tiny: Path) -> None:
 def test_a_long_text_is_told_as_if_all_of_it_were_encoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["the time said " * 400, "there", "it " * 3000 + "x" * 300, "x" * 5000 + " the" * 100]
     _, tokenizer = loaded(tiny, prompt="to: ")
-    assert tokenizer.first_chars == 64 * 48
+    assert tokenizer.first_chars == 6 * 48
     whole = tokenize(documents(texts), replace(tokenizer, first_chars=None), input_file="f")
     assert tokenize(documents(texts), tokenizer, input_file="f").sequences.equals(whole.sequences)
     assert whole.sequences["truncated"].to_pylist() == [True, False, True, True]

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from jobs import benchmark
+from jobs import benchmark, flow_benchmark, job_benchmark
+from jobs.benchmark_corpus import corpus_config, planned, write_first
 from jobs.machine import describe_machine
 from pipeline.config import parse_config
 from pipeline.errors import InputError, VecmillError
+from pipeline.flow.peer import StubEncoder, read_times
 from pipeline.flow.rows import SplitReport, Work
 from pipeline.parallel import num_cores
 
@@ -31,7 +33,7 @@ def make_corpus(folder: Path, num_files: int, num_rows: int) -> Path:
 
 def test_the_first_documents_in_the_order_of_files(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 3, 10)
-    benchmark.write_first(corpus, tmp_path / "first", 25, 4)
+    write_first(corpus, tmp_path / "first", 25, 4)
     found = ds.dataset(tmp_path / "first", format="parquet").to_table()
     expected = ds.dataset(corpus, format="parquet").to_table(columns=["id", "text"]).slice(0, 25)
     assert found.equals(expected)
@@ -43,7 +45,7 @@ def test_the_first_documents_in_the_order_of_files(tmp_path: Path) -> None:
 def test_no_split_is_cut_by_the_end_of_a_file(tmp_path: Path, size: int) -> None:
     """Else the number of splits, by which the seconds are divided, would be another."""
     corpus = make_corpus(tmp_path / "corpus", 1, 3 * 12_000)
-    benchmark.write_first(corpus, tmp_path / "first", 3 * 12_000, size)
+    write_first(corpus, tmp_path / "first", 3 * 12_000, size)
     groups: list[int] = []
     for path in sorted((tmp_path / "first").iterdir()):
         metadata = pq.read_metadata(path)
@@ -54,12 +56,12 @@ def test_no_split_is_cut_by_the_end_of_a_file(tmp_path: Path, size: int) -> None
 def test_a_corpus_that_is_too_small_is_refused_with_its_size(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 1, 10)
     with pytest.raises(InputError, match="holds 10 documents, 11 are needed"):
-        benchmark.write_first(corpus, tmp_path / "first", 11, 4)
+        write_first(corpus, tmp_path / "first", 11, 4)
 
 
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Parquet files with columns id and text in .*nowhere"):
-        benchmark.write_first(tmp_path / "nowhere", tmp_path / "first", 1, 1)
+        write_first(tmp_path / "nowhere", tmp_path / "first", 1, 1)
 
 
 def vectors(rows: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:
@@ -69,24 +71,52 @@ def vectors(rows: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:
 def test_vectors_are_compared_by_document_not_by_place() -> None:
     ours = pa.table({"doc_id": ["a", "b"], "vector": vectors([[1, 0], [0, 1]], pa.list_(pa.float16(), 2))})
     plain = pa.table({"id": ["b", "a"], "embedding": vectors([[0, 2], [3, 0]], pa.list_(pa.float32()))})
-    assert benchmark.compare(ours, plain).tolist() == [1.0, 1.0]
+    assert job_benchmark.compare(ours, plain).tolist() == [1.0, 1.0]
 
 
 def test_other_documents_on_the_other_side_are_no_comparison() -> None:
     ours = pa.table({"doc_id": ["a", "b"], "vector": vectors([[1, 0], [0, 1]], pa.list_(pa.float16(), 2))})
     plain = pa.table({"id": ["a"], "embedding": vectors([[1, 0]], pa.list_(pa.float32()))})
     with pytest.raises(VecmillError, match="2 and 1 rows"):
-        benchmark.compare(ours, plain)
+        job_benchmark.compare(ours, plain)
 
 
 def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
     """Times of different rounds are of a machine in different moods."""
     cosines = np.ones(2, np.float32)
-    rounds = [benchmark.Round(a, b, 1.01, 0.9, cosines) for a, b in ((10, 20), (20, 60), (15, 15))]
-    table = benchmark.describe_rounds(rounds, 1000)
-    assert table.splitlines()[4].split() == ["median", "15.0", "20.0", "2.00"]
-    assert "documents/s: embed 67, plain 50" in table
+    rounds = [
+        job_benchmark.Round(embed_s, alone_s, plain_s, 30_000, 1.01, 0.9, cosines)
+        for embed_s, alone_s, plain_s in ((10, 8, 20), (20, 14, 60), (15, 15, 15))
+    ]
+    table = job_benchmark.describe_rounds(rounds, 1000)
+    assert table.splitlines()[4].split() == ["median", "15.0", "14.0", "80.0%", "20.0", "2.00"]
+    assert "embed: 67 documents/s, 2,000 tokens/s" in table
     assert "padding ratio 1.0100" in table
+
+
+def test_without_the_plain_script_there_is_no_ratio_to_it() -> None:
+    found = job_benchmark.Round(10, 8, None, 30_000, 1.01, 0.9, np.zeros(0, np.float32))
+    table = job_benchmark.describe_rounds([found], 1000)
+    assert table.splitlines()[1].split() == ["1", "10.0", "8.0", "80.0%", "-", "-"]
+    assert "cosine" not in table
+
+
+def test_idle_is_what_is_waited_between_splits() -> None:
+    """Two stubs: one waits 1 s of 10, the other 0.5 and 1.5 s of 10; when they started is not in it."""
+    one = np.array([[100.0, 104.0], [105.0, 110.0]])
+    other = np.array([[90.0, 93.0], [93.5, 96.0], [97.5, 100.0]])
+    idle_ratio, wait_ms = flow_benchmark.waits_of([one, other])
+    assert idle_ratio == pytest.approx(3 / 20)
+    assert wait_ms == pytest.approx(1000)
+
+
+def test_a_stub_is_at_work_as_long_as_its_rate_says(tmp_path: Path) -> None:
+    stub = StubEncoder(4, 1_000, tmp_path)
+    for _ in range(2):
+        found = stub.encode(pa.chunked_array([[[1, 2, 3], [4] * 7]]))
+        assert found.vectors.tolist() == [[1, 0, 0, 0]] * 2
+    [times] = read_times(tmp_path)
+    assert (times[:, 1] - times[:, 0] >= 0.01).all()
 
 
 def test_the_start_of_the_flow_is_not_in_the_cost_of_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,16 +126,16 @@ def test_the_start_of_the_flow_is_not_in_the_cost_of_a_split(monkeypatch: pytest
         report = SplitReport(read_s=0.01, write_s=0.002)
         return [(20 + 0.05 * number, report) for number in reversed(range(len(work)))]
 
-    monkeypatch.setattr(benchmark, "_planned", lambda config: (None, [None] * 21))
-    monkeypatch.setattr(benchmark, "_time_flow", time_flow)
-    cost = benchmark._split_cost(parse_config({"input": {"uri": "in"}, "store": {"uri": "out"}}), 3)
+    monkeypatch.setattr(flow_benchmark, "planned", lambda config: (None, [None] * 21))
+    monkeypatch.setattr(flow_benchmark, "_time_flow", time_flow)
+    cost = flow_benchmark._split_cost(parse_config({"input": {"uri": "in"}, "store": {"uri": "out"}}), 3)
     assert cost.rounds_ms == [50.0] * 3
-    assert benchmark.describe_costs({100: cost}).splitlines()[1].split() == ["100", "50.0", "10.0", "2.0", "0.500"]
+    assert flow_benchmark.describe_costs({100: cost}).splitlines()[1].split() == ["100", "50.0", "10.0", "2.0", "0.500"]
 
 
 def test_the_flow_is_that_of_embed_with_one_split_a_row_group(tmp_path: Path) -> None:
-    benchmark.write_first(make_corpus(tmp_path / "all", 1, 40), tmp_path / "corpus", 40, 10)
-    context, work = benchmark._planned(benchmark._config(tmp_path, ["splits.max_rows=10"]))
+    write_first(make_corpus(tmp_path / "all", 1, 40), tmp_path / "corpus", 40, 10)
+    context, work = planned(corpus_config(tmp_path, ["splits.max_rows=10"]))
     assert [(item.split.begin, item.split.end) for item in work] == [(0, 10), (10, 20), (20, 30), (30, 40)]
     assert context.model.dim == 384
 
@@ -114,7 +144,7 @@ def test_the_flow_is_that_of_embed_with_one_split_a_row_group(tmp_path: Path) ->
 def test_sizes_that_are_none_are_a_mistake_of_usage(sizes: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(benchmark.main, ["split", str(tmp_path), "--sizes", sizes])
     assert result.exit_code == 2
-    assert "sizes are numbers of documents" in result.stderr
+    assert "numbers are above 0" in result.stderr
 
 
 def test_figures_come_with_the_machine() -> None:
