@@ -6,11 +6,13 @@ feed: whether accelerators wait; the stub sleeps as long as one of so many token
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -39,7 +41,8 @@ _NUM_GPUS = 2
 )
 @click.option("--sizes", default="100,1000,10000", show_default=True, help="Documents a split.")
 @click.option("--rounds", default=3, show_default=True, help="Of each size.")
-def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, rounds: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, rounds: int, as_json: bool) -> None:
     """What a split costs beyond its forward, in ms.
 
     The embed flow as it is, read, tokenize, encode, write and record, but with an encoder that takes no time.
@@ -48,8 +51,7 @@ def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, 
     cores this is an upper bound: beside a GPU most of it happens while the forward runs. Files have a row
     group a split. Planning and publishing are not in it.
     """
-    asked = parse_numbers(sizes)
-    click.echo(describe_machine())
+    asked, machine = parse_numbers(sizes), describe_machine()
     costs: dict[int, SplitCost] = {}
     with (
         tempfile.TemporaryDirectory(prefix="vecmill-benchmark-") as temporary,
@@ -61,7 +63,7 @@ def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, 
             write_first(corpus, folder / "corpus", num_splits * size, size)
             costs[size] = _split_cost(corpus_config(folder, (*overrides, f"splits.max_rows={size}")), rounds)
             click.echo(f"{size} documents a split, {num_splits} splits: {costs[size].rounds_ms} ms", err=True)
-    click.echo(describe_costs(costs))
+    _tell(machine, {str(size): asdict(cost) for size, cost in costs.items()}, describe_costs(costs), as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,16 @@ def _check_all(work: Sequence[Work], done: Sequence[Written]) -> None:
     "--rates", default="10000,30000,100000,300000,1000000", show_default=True, help="Tokens a second of each GPU."
 )
 @click.option("--seconds", default=60, show_default=True, help="Of a slow rate so many, but a few splits at least.")
-def feed(corpus: Path, overrides: tuple[str, ...], documents: int, copies: int, rates: str, seconds: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def feed(
+    corpus: Path,
+    overrides: tuple[str, ...],
+    documents: int,
+    copies: int,
+    rates: str,
+    seconds: int,
+    as_json: bool,
+) -> None:
     """Whether accelerators wait for their input: the flow with two stubs on two logical GPUs.
 
     There is no GPU in this. A stub sleeps tokens / rate for each split and uses no CPU, as a process does whose
@@ -136,10 +147,9 @@ def feed(corpus: Path, overrides: tuple[str, ...], documents: int, copies: int, 
     starting and the end, when there is nothing left, are not in it. How fast readers are is measured by stubs that
     take no time: above that rate accelerators have to wait.
     """
-    asked = parse_numbers(rates)
+    asked, machine = parse_numbers(rates), describe_machine()
     from pipeline.flow.peer import logical_gpus
 
-    click.echo(describe_machine())
     with tempfile.TemporaryDirectory(prefix="vecmill-benchmark-") as temporary, logical_gpus(_NUM_GPUS):
         folder = Path(temporary)
         for number in range(copies):
@@ -153,7 +163,15 @@ def feed(corpus: Path, overrides: tuple[str, ...], documents: int, copies: int, 
             some = work[: max(_FEW_SPLITS, min(len(work), num_splits))]
             fed[rate] = _fed(context, some, rate, folder / str(rate))
             click.echo(f"{rate} tokens/s a GPU: idle {fed[rate].idle_ratio:.1%}", err=True)
-    click.echo(describe_feeding(readers, fed))
+    rows = {"readers": asdict(readers)} | {str(rate): asdict(found) for rate, found in fed.items()}
+    _tell(machine, rows, describe_feeding(readers, fed), as_json=as_json)
+
+
+def _tell(machine: str, rows: Mapping[str, Any], table: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"machine": machine.splitlines(), "rows": rows}))
+    else:
+        click.echo(f"{machine}\n{table}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -27,9 +29,10 @@ from pipeline.snapshots.reader import open_snapshot
 @click.argument("corpus", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[key.path=value ...]")
 @click.option("--documents", default=20_000, show_default=True, help="The first so many of CORPUS.")
-@click.option("--rounds", default=3, show_default=True, help="Of each, alternating.")
+@click.option("--rounds", default=7, show_default=True, help="Of each, alternating.")
 @click.option("--no-plain", is_flag=True, help="Without the plain script, which takes the most time.")
-def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, no_plain: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, no_plain: bool, as_json: bool) -> None:
     """The embed job against a plain Ray Data script, and against the encoder alone.
 
     Ray is started once, before; the clock runs from there to the last file written, with what each needs to
@@ -40,7 +43,7 @@ def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, n
     """
     from jobs.encoder_benchmark.alone import encoder_alone
 
-    click.echo(describe_machine())
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="vecmill-benchmark-") as temporary:
         folder = Path(temporary)
         write_first(corpus, folder / "corpus", documents, SHARD_ROWS)
@@ -51,7 +54,10 @@ def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, n
                 found = _round(config, folder / str(number), is_plain=not no_plain, alone_s=alone())
                 click.echo(f"round {number + 1}: {found}", err=True)
                 compared.append(found)
-    click.echo(describe_rounds(compared, documents))
+    if as_json:
+        click.echo(json.dumps({"machine": machine.splitlines(), "rounds": [found.figures() for found in compared]}))
+    else:
+        click.echo(f"{machine}\n{describe_rounds(compared, documents)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,13 @@ class Round:
     busy_ratio: float
     cosines: npt.NDArray[np.float32]
     """(N,), of the two's vectors of the same document."""
+
+    def figures(self) -> dict[str, Any]:
+        """As a JSON value; cosines by mean and min."""
+        value = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cosines"}
+        if len(self.cosines):
+            value |= {"cosine_mean": float(self.cosines.mean()), "cosine_min": float(self.cosines.min())}
+        return value
 
     def __str__(self) -> str:
         plain = "" if self.plain_s is None else f", plain script {self.plain_s:.1f} s"
@@ -120,6 +133,8 @@ def describe_rounds(rounds: Sequence[Round], num_documents: int) -> str:
     lines = [f"{'':>8} {'embed s':>8} {'encoder alone s':>16} {'share of it':>12} {'plain s':>8} {'ratio':>6}"]
     lines += [_line(str(number), [found]) for number, found in enumerate(rounds, 1)]
     lines.append(_line("median", rounds))
+    shares = np.percentile([found.alone_s / found.embed_s for found in rounds], [25, 75])
+    lines.append(f"quartiles of the share: {shares[0]:.1%} {shares[1]:.1%}")
     embed_s, num_tokens = statistics.median(found.embed_s for found in rounds), rounds[-1].num_tokens
     lines += [
         f"embed: {num_documents / embed_s:,.0f} documents/s, {num_tokens / embed_s:,.0f} tokens/s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def test_without_the_plain_script_there_is_no_ratio_to_it() -> None:
     table = job_benchmark.describe_rounds([found], 1000)
     assert table.splitlines()[1].split() == ["1", "10.0", "8.0", "80.0%", "-", "-"]
     assert "cosine" not in table
+    assert "cosine_mean" not in json.loads(json.dumps(found.figures()))
 
 
 def test_idle_is_what_is_waited_between_splits() -> None:
