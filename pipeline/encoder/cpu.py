@@ -9,6 +9,10 @@ compiler. Vectors move by no more than bfloat16's own error: what is added, is a
 torch's attention takes keys 16 at once, and what is left over one by one, each at the cost of several:
 31 keys take twice the time of 32. Keys and values are padded there to a multiple of 16, masked.
 
+For each number of rows oneDNN makes code anew, some 15 ms and 4 MB a linear layer: more than a tenth of a
+pass, and gigabytes over a corpus, where each batch has another number. So batches lie in one row of tokens
+(pipeline.encoder.flat), whose end is filled up to a multiple of 256.
+
 Activations of tens of MB come and go with each layer. Left alone, the C library gives their pages
 back and fetches them anew: a fifth of the time.
 """
@@ -17,10 +21,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import resource
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +34,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import GELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from pipeline.encoder.flat import FlatModel, Ids, Mask
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +50,9 @@ _OUTPUT = {f"{family}{part}" for family in _FAMILIES for part in ("SelfOutput", 
 # Keys that torch's attention takes at once; padding to them pays from so many left over on (jobs/benchmark.md).
 _KEYS_AT_ONCE, _MANY_LEFT = 16, 8
 _ATTENTION = "sdpa_in_whole_steps"
+
+# Rows are filled up to a multiple of so many tokens: few lengths, little filling.
+_ROW_STEP = 256
 
 # mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, and the most that glibc takes for the latter.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -86,6 +97,60 @@ def step_attention(model: nn.Module) -> None:
     AttentionInterface.register(_ATTENTION, attend_in_steps)
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
     found.set_attn_implementation(_ATTENTION)
+
+
+class RowsModel(FlatModel):
+    """A model whose batches, padded as they are, lie in one row of a few lengths.
+
+    Args:
+        model: one that `is_known`, with torch's attention.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, "rows", attend_by_rows)
+
+    def __call__(self, ids: Ids, mask: Mask, device: torch.device) -> Tensor:
+        """As FlatModel's."""
+        size, length = ids.shape
+        num = ids.size
+        rows = np.zeros((2, row_length(num)), np.int64)
+        rows[0, :num], rows[1, :num] = ids.reshape(-1), self.positions(ids).reshape(-1)
+        real = None if mask.all() else torch.from_numpy(mask)[:, None, None].expand(size, 1, length, length)
+        hidden: Tensor = self.model(
+            input_ids=torch.from_numpy(rows[:1]),
+            position_ids=torch.from_numpy(rows[1:]),
+            batch_shape=(size, length),
+            batch_mask=real,
+        ).last_hidden_state
+        return hidden[0, :num].view(size, length, -1)
+
+
+def row_length(num: int) -> int:
+    """How long the row of so many tokens is: a multiple of 256, or a power of two."""
+    return -(-num // _ROW_STEP) * _ROW_STEP if num > _ROW_STEP else max(16, 1 << (num - 1).bit_length())
+
+
+def attend_by_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    batch_shape: tuple[int, int],
+    batch_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """(1, heads, T, D) each, of which the first B x L tokens are a batch -> (1, T, heads, D)."""
+    num = batch_shape[0] * batch_shape[1]
+    query, key, value = (
+        part[0, :, :num].transpose(0, 1).reshape(*batch_shape, *part.shape[1::2]).transpose(1, 2)
+        for part in (query, key, value)
+    )
+    kwargs["is_causal"] = False
+    found, _ = attend_in_steps(module, query, key, value, batch_mask, **kwargs)  # (B, L, heads, D)
+    row = found.flatten(0, 1)
+    return functional.pad(row, (0, 0, 0, 0, 0, row_length(num) - num))[None], None
 
 
 def attend_in_steps(
@@ -161,6 +226,11 @@ class PackedOutput(nn.Module):
 def _packed(linear: nn.Linear) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _PACKED_FOR_ROWS)
     return packed
+
+
+def keep_little_code() -> None:
+    """Let oneDNN keep the code of some 30 numbers of rows, not of hundreds; before it makes the first."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def keep_freed_memory() -> None:

@@ -47,15 +47,18 @@ from torch import Tensor
 
 from pipeline.batching import token_batches
 from pipeline.encoder.cpu import (
+    RowsModel,
     can_pack,
     cpu_peak_bytes,
     is_stateless,
     keep_freed_memory,
+    keep_little_code,
     pack_linears,
     step_attention,
 )
 from pipeline.encoder.faults import first_line, is_out_of_memory
-from pipeline.encoder.gpu import FlatModel, can_flatten, fitting_budget, flattened, gpu_peak_bytes, to_device
+from pipeline.encoder.flat import FlatModel, flattened, is_known
+from pipeline.encoder.gpu import VarlenModel, can_flatten, fitting_budget, gpu_peak_bytes, to_device
 from pipeline.encoder.head import Head
 from pipeline.encoder.load import load_transformer
 from pipeline.encoder.sequences import Sequences
@@ -138,6 +141,7 @@ class Encoder:
         self._num_passes = 1
         if self.device.type == "cpu":
             keep_freed_memory()
+            keep_little_code()
             if can_pack(dtype):
                 pack_linears(self._model)
                 step_attention(self._model)
@@ -149,7 +153,9 @@ class Encoder:
         self._flat: FlatModel | None = None
         self._probe()
         if can_flatten(self._model, self.device):
-            self._flat = flattened(self._model, self._try_flat)
+            self._flat = flattened(self._model, VarlenModel, self._try_flat)
+        elif self.device.type == "cpu" and can_pack(dtype) and is_known(self._model):
+            self._flat = flattened(self._model, RowsModel, self._try_flat)
         if self.device.type == "cuda" and token_budget == "auto":
             self.token_budget = fitting_budget(self._forward, self.device, description.max_tokens, auto_budget)
 

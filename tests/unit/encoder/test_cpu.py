@@ -12,7 +12,7 @@ from transformers.activations import GELUActivation
 
 from pipeline.config import EncoderSettings
 from pipeline.encoder import Compute, Encoder, encode
-from pipeline.encoder.cpu import PackedLinear, PackedOutput, attend_in_steps, can_pack, pack_linears
+from pipeline.encoder.cpu import PackedLinear, PackedOutput, attend_in_steps, can_pack, pack_linears, row_length
 from pipeline.model import describe_model
 from tests import against_library
 from tests.families import FAMILIES, make_family, make_texts
@@ -131,3 +131,37 @@ def test_keys_left_over_are_padded_to_a_step(monkeypatch: pytest.MonkeyPatch) ->
     for length in (31, 40, 32, 35):
         encoder.encode([np.arange(length) + 1000])
     assert lengths == {32, 48, 35}
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "XLM-R"])
+def test_batches_in_one_row_give_the_same_vectors(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_family(tmp_path / "model", family)
+    in_rows = vectors(folder, "bfloat16", monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "is_known", lambda model: False)
+        in_batches = vectors(folder, "bfloat16", monkeypatch)
+    assert cosines(in_rows, in_batches).min() > 0.9999
+
+
+@needs_bfloat16
+def test_linear_layers_see_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each number oneDNN makes code anew, which takes longer than a small batch, and keeps it."""
+    encoder, rows = made("bfloat16"), set[int]()
+    forward = PackedLinear.forward
+
+    def spied(layer: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 3:  # not the pooler
+            rows.add(x.shape[0] * x.shape[1])
+        return forward(layer, x)
+
+    monkeypatch.setattr(PackedLinear, "forward", spied)
+    encoder.min_tokens = None
+    encoder.encode([np.arange(5 + number % 90) + 1000 for number in range(500)], in_turn=True)
+    assert len(rows) <= 4
+    assert all(num % 256 == 0 for num in rows)
+
+
+@pytest.mark.parametrize(("num", "expected"), [(1, 16), (17, 32), (200, 256), (256, 256), (257, 512), (4090, 4096)])
+def test_the_length_of_a_row(num: int, expected: int) -> None:
+    assert row_length(num) == expected

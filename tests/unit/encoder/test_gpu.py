@@ -12,7 +12,8 @@ from torch.nn.attention import varlen
 
 from pipeline.config import EncoderSettings
 from pipeline.encoder import Encoder
-from pipeline.encoder.gpu import fitting_budget, flattened, is_known
+from pipeline.encoder.flat import flattened, is_known
+from pipeline.encoder.gpu import VarlenModel, fitting_budget
 from pipeline.model import describe_model
 from pipeline.tokens import load_tokenizer
 from tests.families import make_family, make_texts
@@ -43,7 +44,7 @@ def test_without_padding_the_vectors_are_the_same(family: str, tmp_path: Path, m
     ids = load_tokenizer(tmp_path / "model", model).query_ids(make_texts())
     padded = encoder.encode(ids).vectors
     assert is_known(encoder._model)
-    encoder._flat = flattened(encoder._model, encoder._try_flat)
+    encoder._flat = flattened(encoder._model, VarlenModel, encoder._try_flat)
     assert encoder._flat is not None
     assert np.abs(encoder.encode(ids).vectors - padded).max() < 1e-5
 
@@ -57,7 +58,7 @@ def test_a_kernel_that_answers_otherwise_is_not_used(tiny: Path, monkeypatch: py
     monkeypatch.setattr(varlen, "varlen_attn", mixing)
     encoder = made(tiny)
     expected = encoder.encode([[5, 6, 7], [8, 9]]).vectors
-    assert flattened(encoder._model, encoder._try_flat) is None
+    assert flattened(encoder._model, VarlenModel, encoder._try_flat) is None
     encoder._flat = None
     assert np.abs(encoder.encode([[5, 6, 7], [8, 9]]).vectors - expected).max() < 1e-6
 
@@ -65,7 +66,7 @@ def test_a_kernel_that_answers_otherwise_is_not_used(tiny: Path, monkeypatch: py
 def test_where_there_is_no_such_kernel_batches_are_padded(tiny: Path) -> None:
     """As on this CPU."""
     encoder = made(tiny)
-    assert flattened(encoder._model, encoder._try_flat) is None
+    assert flattened(encoder._model, VarlenModel, encoder._try_flat) is None
     assert encoder._model.config._attn_implementation != "varlen"
 
 
