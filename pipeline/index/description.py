@@ -1,0 +1,152 @@
+"""index.json: what an index is. Put last; what it does not list is not of the index.
+
+File names are relative to the store, so that an index may list parts that an earlier one wrote.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import StoreError
+from pipeline.snapshots.records import checksum
+from pipeline.uris import Storage
+
+FORMAT_VERSION = 1
+
+PanelSource = Literal["queries", "words", "documents"]
+"""Given queries; words of documents through the query encoder; documents, left out of their own results."""
+
+
+class _Part(BaseModel):
+    # Unknown keys of the same format version are additions that old readers may ignore.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRef(_Part):
+    """A file of the index."""
+
+    file: str
+    size: int
+    """Bytes."""
+    checksum: str
+
+
+class PartRef(_Part):
+    """A part; `part` is its number in the directory."""
+
+    part: int
+    codes: FileRef
+    addresses: FileRef
+    footer_begin: int
+    """Byte of the codes file where its Parquet footer begins: all that is needed to read other columns."""
+    num_rows: int
+    num_groups: int
+    quantizer_fp: str
+
+
+class Recall(_Part):
+    """Recall at one setting over the published half of the panel."""
+
+    nprobe: int
+    rerank: int
+    """How many of the best by code are compared by their vectors; 0: none, the answer is by code."""
+    read_ratio: float
+    """Share of all codes that a query reads."""
+    recall_at_10: float
+    recall_at_100: float
+    interval_at_10: tuple[float, float]
+    """95 %, bootstrap over queries."""
+    chosen_by: float
+    """recall@10 over the other half, by which settings are chosen."""
+
+
+class Measured(_Part):
+    """How good the index is, and how that was found."""
+
+    source: PanelSource
+    num_queries: int
+    """Of the published half."""
+    num_choosing: int
+    """Of the half that settings were chosen by."""
+    table: tuple[Recall, ...]
+
+
+class Settings(_Part):
+    """How to search."""
+
+    nprobe: int
+    rerank: int
+
+
+class IndexDescription(_Part):
+    """The content of index.json."""
+
+    format_version: int = FORMAT_VERSION
+    index_id: str
+    snapshot_id: int = Field(ge=1)
+    """Of the snapshot served: row addresses are of its shards table."""
+    encoder_fp: str
+    quantizer_fp: str
+    metric: Literal["l2"]
+    dim: int
+    nlist: int
+    num_rows: int
+    """Of the snapshot; a row that stands in two lists counts once."""
+    lists_per_row: int = 1
+    codec: str
+    num_code_bytes: int
+    """B, of one code."""
+    parameters: dict[str, Any]
+    golden: dict[str, Any]
+    """A code of list 0 and what it decodes to (`Quantizer.check_golden`)."""
+    keep: dict[str, str]
+    """Kept columns and their Arrow types."""
+    centroids: FileRef
+    lists: FileRef
+    deleted: FileRef
+    panel: FileRef
+    parts: tuple[PartRef, ...]
+    is_exact: bool
+    """Whether every search reads every list: a small corpus."""
+    measured: Measured
+    recall_target: float
+    search: Settings
+    """The cheapest that met the target."""
+    created_at: str
+    versions: dict[str, str]
+
+    def to_json(self) -> bytes:
+        """As `read_description` reads it."""
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+
+
+def now() -> str:
+    """UTC, RFC 3339."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def read_description(storage: Storage, name: str, expected_checksum: str | None = None) -> IndexDescription:
+    """The index.json of that name; a manifest's `index` tells name and checksum.
+
+    Raises:
+        StoreError: missing, damaged, newer than this reader, or no index.json.
+    """
+    uri = storage.full_uri(name)
+    try:
+        data = storage.read(name)
+    except FileNotFoundError:
+        raise StoreError(f"missing from the store: {uri}; build the index again") from None
+    if expected_checksum is not None and checksum(data) != expected_checksum:
+        raise StoreError(f"damaged: {uri} is not what its manifest names (checksum); build the index again")
+    try:
+        value = orjson.loads(data)
+        version = value["format_version"]
+        if version > FORMAT_VERSION:
+            raise StoreError(f"{uri} has format {version}, this Vecmill reads {FORMAT_VERSION}; install a newer one")
+        return IndexDescription.model_validate(value)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(f"{uri} is no index.json ({' '.join(str(error).split())[:200]})") from None
