@@ -9,8 +9,10 @@
     assign       embedding shards -> one intermediate file, by list; and the panel's exact nearest among them
     merge        a range of lists of all intermediates -> one part
     panel        the queries recall is measured with, and their exact nearest
-    recall       recall by settings, what is published of it, and the gate
-    description  index.json
+    recall       recall of the finished parts, by settings
+    description  index.json; `files` the other small files
+    gate         what is published of it, the settings of a search, and whether it is published at all
+    prepare      what all stages of one build share
     build        all of it in one process
 
 A stage is a function of what lies on storage and of a few small values, bounded in memory, and puts files

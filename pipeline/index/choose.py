@@ -43,6 +43,8 @@ class Choice:
     nlist: int
     is_exact: bool
     """Whether every search reads every list."""
+    is_small: bool
+    """Whether all of it may be read for one query."""
     num_sample: int
     """Rows to train on."""
 
@@ -70,7 +72,7 @@ def choose(
     if nlist == "auto":
         nlist = _num_lists(num_rows, dim, chosen, is_exact=is_exact)
     num_sample = min(num_rows, max(_SAMPLE_ROWS_PER_LIST * nlist, _MIN_SAMPLE_ROWS))
-    return Choice(chosen, nlist, is_exact, num_sample)
+    return Choice(chosen, nlist, is_exact, is_small, num_sample)
 
 
 def _num_lists(num_rows: int, dim: int, codec: CodecName, *, is_exact: bool) -> int:

@@ -62,6 +62,8 @@ class Recall(_Part):
     """95 %, bootstrap over queries."""
     chosen_by: float
     """recall@10 over the other half, by which settings are chosen."""
+    chosen_by_low: float
+    """What that is above with 95 % confidence."""
 
 
 class Measured(_Part):
@@ -142,6 +144,15 @@ def read_description(storage: Storage, name: str, expected_checksum: str | None 
         raise StoreError(f"missing from the store: {uri}; build the index again") from None
     if expected_checksum is not None and checksum(data) != expected_checksum:
         raise StoreError(f"damaged: {uri} is not what its manifest names (checksum); build the index again")
+    return parse_description(data, uri)
+
+
+def parse_description(data: bytes, uri: str) -> IndexDescription:
+    """The index.json in `data`, which came from `uri`.
+
+    Raises:
+        StoreError: newer than this reader, or no index.json.
+    """
     try:
         value = orjson.loads(data)
         version = value["format_version"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -28,7 +28,7 @@ from pipeline.index.codecs import Codec, Codes, Float16, Floats, Sq8
 from pipeline.index.layout import digest
 from pipeline.index.rabitq import Rabitq
 
-METRIC = "l2"
+METRIC: Literal["l2"] = "l2"
 
 _MAX_FLAT_LISTS = 8192
 

@@ -1,0 +1,220 @@
+"""The index of a snapshot: train once, assign every shard, merge every range of lists, measure, describe.
+
+    prepare   choose, draw the sample, train, make the panel
+    assign    a task for each group of shards
+    merge     a task for each range of lists
+    measure   a task for each part
+    finish    the gate; then lists.parquet, deleted.parquet, panel.parquet and, last, index.json
+
+How tasks are run is the caller's: one after the other here (`in_process`), across a cluster in pipeline.flow.
+What they find is the same, for each is a function of its arguments and of storage.
+
+An index is named by what it is made of: snapshot, codec, lists, queries. A run that was killed, or
+refused by the gate, is gone on with under the same name, and what it finished is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.sections import Index
+from pipeline.errors import StoreError
+from pipeline.index.assign import Intermediate, assign, finished, group_shards, read_near
+from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, now, parse_description
+from pipeline.index.files import file_ref, load_quantizer, put_once, table_bytes
+from pipeline.index.gate import choose_settings, tabulate
+from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, index_folder
+from pipeline.index.merge import Merged, finished_merges, merge, plan_merges
+from pipeline.index.panel import Truth, merge_nearest, panel_table
+from pipeline.index.prepare import Plan, Queries, Run, in_process, prepare
+from pipeline.index.quantizer import METRIC
+from pipeline.index.recall import count_hits, gather, measure_part, tied_rows
+from pipeline.snapshots.reader import Snapshot
+
+_PARTS_KEY = b"vecmill.parts"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished index: its index.json as a manifest lists it, and what is in it."""
+
+    file: FileRef
+    description: IndexDescription
+
+
+def build(
+    snapshot: Snapshot,
+    index: Index,
+    queries: Queries | None = None,
+    *,
+    lists_per_row: int = 1,
+    run: Run = in_process,
+) -> Built:
+    """Build the index of a snapshot, or go on where an earlier run ended; publishing it is the caller's.
+
+    Args:
+        snapshot: what is indexed.
+        index: the config's section.
+        queries: what recall is measured with.
+        lists_per_row: 2: every row also stands in its second nearest list.
+        run: how tasks are run.
+
+    Raises:
+        InputError: the snapshot has no rows.
+        ConfigError: more lists than rows.
+        LimitError: recall is below the target; all work is kept.
+        StoreError: a shard is missing or damaged.
+        EnvironmentFault: storage failed.
+    """
+    plan = prepare(snapshot, index, queries or Queries(), lists_per_row=lists_per_row, run=run)
+    found = read_finished(plan, index.recall_target)
+    if found is not None:
+        return found
+    records = assign_all(plan, run)
+    merged = merge_all(plan, records, run)
+    truth = merge_nearest(plan.work.panel, (read_near(plan.storage, record) for record in records))
+    measured = measure(plan, merged, truth, run)
+    return finish(plan, merged, truth, measured, index.recall_target)
+
+
+def assign_all(plan: Plan, run: Run = in_process) -> list[Intermediate]:
+    """An intermediate for each group of shards, in order; those that are there already are taken over."""
+    groups = group_shards(plan.shards)
+    done = finished(plan.storage, plan.work, groups)
+    left = [index for index in range(len(groups)) if index not in done]
+    made = run("assign", partial(assign, plan.storage, plan.work), [groups[index] for index in left])
+    done |= dict(zip(left, made, strict=True))
+    return [done[index] for index in range(len(groups))]
+
+
+def merge_all(plan: Plan, records: Sequence[Intermediate], run: Run = in_process) -> list[Merged]:
+    """A part for each range of lists, in order; those that are there already are taken over.
+
+    Raises:
+        StoreError: an intermediate of another build; or rows in and out differ.
+    """
+    ranges = plan_merges(plan.work, records)
+    done = finished_merges(plan.storage, plan.work, records, ranges)
+    left = [planned for planned in ranges if planned.part not in done]
+    made = run("merge", partial(merge, plan.storage, plan.work, tuple(records)), left)
+    done |= {planned.part: part for planned, part in zip(left, made, strict=True)}
+    parts = [done[planned.part] for planned in ranges]
+    num_in = sum(shard.num_rows for shard in plan.shards) * min(plan.work.lists_per_row, plan.work.quantizer.nlist)
+    num_out = sum(part.ref.num_rows for part in parts)
+    if num_in != num_out:
+        raise StoreError(
+            f"{num_in} rows of the snapshot, {num_out} in the parts of index {plan.work.index_id}: its work files were "
+            f"changed; delete {plan.storage.full_uri(plan.work.folder)}, then run the same command again"
+        )
+    return parts
+
+
+def measure(plan: Plan, parts: Sequence[Merged], truth: Truth, run: Run = in_process) -> Measured:
+    """The recall table of the parts as they lie on storage."""
+    work, levels = plan.work, plan.levels
+    own = np.concatenate([np.zeros(0, np.int64), *truth.left_out])
+    of_query = np.repeat(np.arange(len(work.panel)), [len(rows) for rows in truth.left_out])
+    by_address = np.argsort(own, kind="stable")
+    left_out = (of_query[by_address], own[by_address])
+    tables = run("measure", partial(measure_part, plan.storage, work, levels, left_out), parts)
+    candidates = gather(tables, len(work.panel), len(levels))
+    extra = tied_rows(plan.storage, plan.shards, work.panel.vectors, truth, candidates)
+    hits = count_hits(candidates, levels, plan.depths, truth, extra)
+    return tabulate(work.panel, hits, (levels, plan.depths), _read_ratios(plan, parts))
+
+
+def _read_ratios(plan: Plan, parts: Sequence[Merged]) -> list[float]:
+    """Share of all codes that a query reads on average, for each number of probes."""
+    quantizer, levels = plan.work.quantizer, plan.levels
+    sizes = np.zeros(quantizer.nlist, np.int64)
+    for part in parts:
+        np.add.at(sizes, part.directory["list_id"].to_numpy(), part.directory["num_rows"].to_numpy())
+    read = sizes[quantizer.nearest_lists(plan.work.panel.vectors, levels[-1])].cumsum(1).mean(0) / sizes.sum()
+    return [float(read[nprobe - 1]) for nprobe in levels]
+
+
+def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured, target: float) -> Built:
+    """Put what readers open, index.json last, if recall meets the target.
+
+    Raises:
+        LimitError: it does not.
+    """
+    storage, work, quantizer = plan.storage, plan.work, plan.work.quantizer
+    num_codes = sum(part.ref.num_rows for part in parts)
+    settings = choose_settings(measured, plan.choice, num_codes, quantizer.codec.num_bytes, target)
+    folder = index_folder(work.index_id)
+
+    def put(name: str, table: pa.Table) -> tuple[FileRef, pa.Table]:
+        data = put_once(storage, f"{folder}/{name}", table_bytes(table))
+        return file_ref(f"{folder}/{name}", data), pq.read_table(pa.BufferReader(data))
+
+    directory = pa.concat_tables([DIRECTORY_SCHEMA.empty_table(), *(part.directory for part in parts)])
+    directory = directory.sort_by([("list_id", "ascending"), ("part", "ascending"), ("row_group", "ascending")])
+    refs = [part.ref.model_dump(mode="json") for part in parts]
+    # The directory and its parts belong together: who comes second to put it takes both.
+    lists, found = put("lists.parquet", directory.replace_schema_metadata({_PARTS_KEY: orjson.dumps(refs)}))
+    loaded = load_quantizer(storage, work.index_id)
+    assert loaded is not None
+    description = IndexDescription(
+        index_id=work.index_id,
+        snapshot_id=plan.snapshot.manifest.snapshot_id,
+        encoder_fp=quantizer.encoder_fp,
+        quantizer_fp=quantizer.fingerprint,
+        metric=METRIC,
+        dim=quantizer.dim,
+        nlist=quantizer.nlist,
+        num_rows=sum(shard.num_rows for shard in plan.shards),
+        lists_per_row=work.lists_per_row,
+        codec=quantizer.codec.name,
+        num_code_bytes=quantizer.codec.num_bytes,
+        parameters=quantizer.codec.parameters(),
+        golden=quantizer.golden(),
+        keep={field.name: str(field.type) for field in work.keep},
+        centroids=loaded[1],
+        lists=lists,
+        deleted=put("deleted.parquet", DELETED_SCHEMA.empty_table())[0],
+        panel=put("panel.parquet", panel_table(work.panel, truth))[0],
+        parts=tuple(PartRef.model_validate(ref) for ref in orjson.loads(found.schema.metadata[_PARTS_KEY])),
+        is_exact=plan.choice.is_exact,
+        measured=measured,
+        recall_target=target,
+        search=settings,
+        created_at=now(),
+        versions={name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow")},
+    )
+    return _put_description(plan, description)
+
+
+def read_finished(plan: Plan, target: float) -> Built | None:
+    """The index, if an earlier run described it with this target."""
+    for name in _description_names(plan, target):
+        if plan.storage.exists(name):
+            data = plan.storage.read(name)
+            found = parse_description(data, plan.storage.full_uri(name))
+            if found.recall_target == target:
+                return Built(file_ref(name, data), found)
+    return None
+
+
+def _put_description(plan: Plan, description: IndexDescription) -> Built:
+    found = None
+    for name in _description_names(plan, description.recall_target):
+        data = put_once(plan.storage, name, description.to_json())
+        found = Built(file_ref(name, data), parse_description(data, plan.storage.full_uri(name)))
+        if found.description.recall_target == description.recall_target:
+            return found
+    raise StoreError(f"{plan.storage.full_uri(name)} was changed; delete it, then run the same command again")
+
+
+def _description_names(plan: Plan, target: float) -> tuple[str, str]:
+    """The name of index.json; and that of one with another recall target than what is there, of the same files."""
+    folder = index_folder(plan.work.index_id)
+    return f"{folder}/index.json", f"{folder}/index-{target}.json"

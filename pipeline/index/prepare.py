@@ -1,0 +1,173 @@
+"""What all stages of an index build share: the choice, the trained quantizer, the panel.
+
+An index is named by what it is made of: snapshot, codec, lists, queries. Quantizer and panel are put under
+that name before anything is made with them, so that a run that goes on uses those of the one that was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.sections import Index
+from pipeline.index.assign import Work
+from pipeline.index.choose import Choice, choose
+from pipeline.index.description import FORMAT_VERSION
+from pipeline.index.files import load_quantizer, put_once, put_quantizer, table_bytes
+from pipeline.index.layout import digest, index_folder
+from pipeline.index.panel import (
+    NUM_QUERIES,
+    Encode,
+    Panel,
+    Truth,
+    draw_documents,
+    look_up,
+    panel_of_documents,
+    panel_of_texts,
+    panel_table,
+    parse_panel,
+    with_floors,
+    words_of,
+)
+from pipeline.index.quantizer import train
+from pipeline.index.recall import RERANK_DEPTHS, probe_levels
+from pipeline.index.sample import Sample, join_samples, plan_sample, read_sample
+from pipeline.index.shards import Rows, Shard, shards_of
+from pipeline.snapshots.reader import Snapshot
+from pipeline.uris import Storage
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class Run(Protocol):
+    """Runs the tasks of a stage: what `call` gives for each item, in the order of the items."""
+
+    def __call__(self, stage: str, call: Callable[[Item], Found], items: Sequence[Item]) -> Iterable[Found]:
+        """`stage` is one of sample, assign, merge, measure; `call` and what it takes and gives can be pickled."""
+
+
+def in_process(stage: str, call: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
+    """One after the other."""
+    return map(call, items)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Where the panel comes from.
+
+    Attributes:
+        texts: given queries (`index.queries`); None: made from documents.
+        encode: texts to unit vectors (Q, D), as queries; None: there is no encoder, documents it is.
+    """
+
+    texts: tuple[str, ...] | None = None
+    encode: Encode | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits."""
+        given = () if self.texts is None else self.texts
+        return digest(b"%d%d" % (self.texts is not None, self.encode is not None), *(text.encode() for text in given))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the stages of one build share."""
+
+    snapshot: Snapshot
+    shards: tuple[Shard, ...]
+    choice: Choice
+    work: Work
+
+    @property
+    def storage(self) -> Storage:
+        """Of the store."""
+        return self.snapshot.storage
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The numbers of probes that recall is measured at."""
+        only_all, up_to_all = self.choice.is_exact, self.choice.is_small
+        return probe_levels(self.work.quantizer.nlist, only_all=only_all, up_to_all=up_to_all)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths of a rerank that recall is measured at; lists that hold the vectors need none."""
+        return RERANK_DEPTHS if self.work.quantizer.codec.name != "float16" else (0,)
+
+
+def prepare(
+    snapshot: Snapshot, index: Index, queries: Queries, *, lists_per_row: int = 1, run: Run = in_process
+) -> Plan:
+    """Choose, draw the sample, train, make the panel; or take them over from an earlier run.
+
+    Raises:
+        InputError: the snapshot has no rows.
+        ConfigError: more lists than rows.
+    """
+    storage, manifest = snapshot.storage, snapshot.manifest
+    shards = shards_of(snapshot) if snapshot.shards.num_rows else []
+    num_rows = sum(shard.num_rows for shard in shards)
+    choice = choose(num_rows, snapshot.dim if shards else 1, index.codec, index.nlist)
+    keep = pa.schema([snapshot.schema.field(name) for name in manifest.keep])
+    made_of = [manifest.encoder_fp, manifest.shards.checksum, queries.fingerprint]
+    how = [FORMAT_VERSION, choice.codec, choice.nlist, choice.is_exact, lists_per_row]
+    index_id = digest(orjson.dumps([*made_of, *how]))
+    seed = int(manifest.shards.checksum[:7], 16)  # faiss takes 31 bits
+
+    loaded, panel = load_quantizer(storage, index_id), _load_panel(storage, index_id)
+    if loaded is None or panel is None:
+        drawn = plan_sample(shards, choice.num_sample, seed)
+        sample = join_samples(list(run("sample", partial(_read_sample, storage), drawn)))
+        if loaded is None:
+            trained = train(sample.vectors, choice.nlist, choice.codec, manifest.encoder_fp, seed=seed)
+            loaded = put_quantizer(storage, index_id, trained)
+        if panel is None:
+            panel = _put_panel(storage, index_id, _make_panel(snapshot, shards, sample, queries, seed))
+    work = Work(index_id, loaded[0], panel, keep, lists_per_row)
+    return Plan(snapshot, tuple(shards), choice, work)
+
+
+def _read_sample(storage: Storage, drawn: tuple[Shard, Rows]) -> Sample:
+    return read_sample(storage, *drawn)
+
+
+def _make_panel(snapshot: Snapshot, shards: Sequence[Shard], sample: Sample, queries: Queries, seed: int) -> Panel:
+    if queries.texts is not None and queries.encode is not None:
+        return with_floors(panel_of_texts("queries", queries.texts, queries.encode, snapshot.dim), sample)
+    places = draw_documents(sample, NUM_QUERIES, seed)
+    addresses = sample.addresses[places]
+    if queries.encode is not None and "text" in snapshot.schema.names:
+        texts = look_up(snapshot.storage, shards, addresses, ["text"])["text"].to_pylist()
+        words = words_of(texts, NUM_QUERIES, seed)
+        if words:
+            return with_floors(panel_of_texts("words", words, queries.encode, snapshot.dim), sample)
+    table = look_up(snapshot.storage, shards, addresses, ["doc_id", "num_chunks"])
+    panel = panel_of_documents(sample, places, table["doc_id"].to_pylist())
+    return with_floors(panel, sample, table["num_chunks"].to_numpy().astype(np.int64))
+
+
+def _panel_name(index_id: str) -> str:
+    return f"{index_folder(index_id)}/work/panel.parquet"
+
+
+def _put_panel(storage: Storage, index_id: str, panel: Panel) -> Panel:
+    """The panel that the build has from now on: an encoder may not give the same vectors twice."""
+    empty = Truth(*([np.zeros(0, kind)] * len(panel) for kind in (np.int64, np.float32, np.int64)))  # type: ignore[arg-type]
+    table = panel_table(panel, empty).append_column("floor", pa.array(panel.floors))
+    return parse_panel(pq.read_table(pa.BufferReader(put_once(storage, _panel_name(index_id), table_bytes(table)))))[0]
+
+
+def _load_panel(storage: Storage, index_id: str) -> Panel | None:
+    try:
+        return parse_panel(pq.read_table(pa.BufferReader(storage.read(_panel_name(index_id)))))[0]
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError, LimitError, StorageFault, StoreError
+from pipeline.index.build import Built, build
+from pipeline.index.description import read_description
+from pipeline.index.files import read_file, read_quantizer
+from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA
+from pipeline.index.panel import parse_panel
+from pipeline.index.prepare import Queries, in_process
+from pipeline.index.shards import shards_of
+from pipeline.snapshots.reader import Snapshot
+from pipeline.uris import Storage
+from tests.snapshots import index_settings, make_snapshot
+from tests.vectors import clustered
+
+VECTORS = clustered(1000, 16)
+
+
+@pytest.fixture(autouse=True)
+def _small_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.index.prepare.NUM_QUERIES", 60)
+
+
+def snapshot_in(folder: Path, vectors: npt.NDArray[np.float32] = VECTORS, **how: Any) -> Snapshot:
+    return make_snapshot(Storage(str(folder)), np.array_split(vectors, 3), **how)
+
+
+def check_index(snapshot: Snapshot, built: Built) -> None:
+    """Row addresses equal the snapshot's, each once (or as often as a row has lists); files are as index.json says."""
+    storage = snapshot.storage
+    found = read_description(storage, built.file.file, built.file.checksum)
+    assert found == built.description
+    quantizer = read_quantizer(storage, found.centroids, found.quantizer_fp)
+    quantizer.check_golden(found.golden, built.file.file)
+    directory = read_file(storage, found.lists, DIRECTORY_SCHEMA)
+    assert read_file(storage, found.deleted, DELETED_SCHEMA).num_rows == 0
+    expected = [(shard.ordinal << 32) + row for shard in shards_of(snapshot) for row in range(shard.num_rows)]
+    addresses, num_groups = [], 0
+    for part in found.parts:
+        data = storage.read(part.codes.file)
+        assert len(data) == part.codes.size
+        addresses += pq.read_table(pa.BufferReader(storage.read(part.addresses.file)))["row_address"].to_pylist()
+        mine = directory.filter(pa.compute.equal(directory["part"], part.part))
+        assert sum(mine["num_rows"].to_pylist()) == part.num_rows == pq.read_metadata(pa.BufferReader(data)).num_rows
+        num_groups += part.num_groups
+    assert num_groups == directory.num_rows
+    assert sorted(addresses) == sorted(expected * min(found.lists_per_row, found.nlist))
+    panel, truth = parse_panel(pq.read_table(pa.BufferReader(storage.read(found.panel.file))))
+    assert (
+        len(panel) == len(truth.addresses) == found.measured.num_queries + found.measured.num_choosing
+        or len(panel) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("codec", "lists_per_row"), [("auto", 1), ("float16", 2), ("sq8", 1), ("sq8", 2), ("rabitq", 1), ("rabitq", 2)]
+)
+def test_an_index_holds_each_row_and_its_json_tells_all(codec: str, lists_per_row: int, tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path)
+    nlist: Any = "auto" if codec == "auto" else 20
+    built = build(snapshot, index_settings(codec=codec, nlist=nlist), lists_per_row=lists_per_row)
+    check_index(snapshot, built)
+    found = built.description
+    assert built.file.file == f"indexes/{found.index_id}/index.json"
+    assert found.codec == ("float16" if codec == "auto" else codec)
+    assert found.measured.source == "documents"
+    assert found.keep == {"lang": "string", "year": "int32"}
+    chosen = next(
+        row for row in found.measured.table if (row.nprobe, row.rerank) == (found.search.nprobe, found.search.rerank)
+    )
+    assert chosen.recall_at_10 >= 0.95
+
+
+@pytest.mark.parametrize("num", [1, 2, 30])
+@pytest.mark.parametrize("codec", ["auto", "sq8", "rabitq"])
+def test_a_corpus_of_few_rows_is_indexed(num: int, codec: str, tmp_path: Path) -> None:
+    snapshot = make_snapshot(Storage(str(tmp_path)), [VECTORS[:num]])
+    check_index(snapshot, build(snapshot, index_settings(codec=codec)))
+
+
+@pytest.mark.parametrize("codec", ["auto", "sq8", "rabitq"])
+def test_rows_that_are_all_equal_are_indexed(codec: str, tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path, np.repeat(VECTORS[:1], 900, 0))
+    built = build(snapshot, index_settings(codec=codec, nlist=4))
+    check_index(snapshot, built)
+    assert built.description.measured.table[-1].recall_at_10 == 1.0
+
+
+def test_duplicate_vectors_are_no_loss_of_recall(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path, np.repeat(VECTORS[:40], 30, 0))
+    built = build(snapshot, index_settings(codec="sq8", nlist=10))
+    check_index(snapshot, built)
+    assert built.description.measured.table[-1].recall_at_10 > 0.99
+
+
+def test_vectors_of_more_than_4096_values_are_indexed(tmp_path: Path) -> None:
+    snapshot = make_snapshot(Storage(str(tmp_path)), [clustered(40, 5000)])
+    for codec in ("auto", "sq8"):
+        check_index(snapshot, build(snapshot, index_settings(codec=codec)))
+
+
+def test_an_empty_snapshot_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    empty = make_snapshot(Storage(str(tmp_path)), [VECTORS[:0]])
+    with pytest.raises(InputError, match="the snapshot has no rows"):
+        build(empty, index_settings())
+
+
+class Counting:
+    """Runs tasks one after the other, and tells how many of each stage."""
+
+    def __init__(self, fail_at: str | None = None) -> None:
+        self.ran: dict[str, int] = {}
+        self.fail_at = fail_at
+
+    def __call__(self, stage: str, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+        for number, item in enumerate(items):
+            if stage == self.fail_at and number == len(items) - 1:
+                raise StorageFault("killed")
+            self.ran[stage] = self.ran.get(stage, 0) + 1
+            yield call(item)
+
+
+@pytest.mark.parametrize("stage", ["sample", "assign", "merge", "measure"])
+def test_a_run_that_was_killed_goes_on_and_finishes_nothing_twice(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.index.assign.GROUP_BYTES", 1)
+    monkeypatch.setattr("pipeline.index.merge._MIN_PART_BYTES", 20_000)
+    monkeypatch.setattr("pipeline.index.merge._MAX_PART_BYTES", 20_000)
+    settings = index_settings(codec="sq8", nlist=20)
+    clean = Counting()
+    expected = build(snapshot_in(tmp_path / "clean"), settings, run=clean).description
+    assert min(clean.ran.values()) > 1
+    snapshot = snapshot_in(tmp_path / "killed")
+    killed, second = Counting(fail_at=stage), Counting()
+    with pytest.raises(StorageFault):
+        build(snapshot, settings, run=killed)
+    built = build(snapshot, settings, run=second)
+    check_index(snapshot, built)
+    assert built.description.measured == expected.measured
+    for done in ("assign", "merge"):
+        assert killed.ran.get(done, 0) + second.ran.get(done, 0) == clean.ran[done]
+    third = Counting()
+    again = build(snapshot, settings, run=third)
+    assert (again.file, third.ran) == (built.file, {}), "what is there is taken as it is"
+
+
+def test_a_refused_index_is_published_once_the_target_is_lower_without_new_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.index.choose._EXACT_BYTES", 0)
+    snapshot = snapshot_in(tmp_path, clustered(1000, 16, spread=2))
+    with pytest.raises(LimitError, match="does not reach index.recall_target 1.0"):
+        build(snapshot, index_settings(codec="sq8", nlist=30, recall_target=1.0))
+    assert not [info.name for info in snapshot.storage.scan("indexes") if info.name.endswith("index.json")]
+    run = Counting()
+    first = build(snapshot, index_settings(codec="sq8", nlist=30, recall_target=0.3), run=run)
+    assert set(run.ran) == {"measure"}
+    other = build(snapshot, index_settings(codec="sq8", nlist=30, recall_target=0.4), run=run)
+    assert set(run.ran) == {"measure"}
+    assert other.description.parts == first.description.parts
+    assert other.file.file != first.file.file, "an index.json that was put is never put again"
+    assert build(snapshot, index_settings(codec="sq8", nlist=30, recall_target=0.3)).file == first.file
+
+
+def test_no_object_is_put_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = snapshot_in(tmp_path)
+    put: list[str] = []
+    for method in ("put", "put_if_absent"):
+        real = getattr(Storage, method)
+
+        def spy(self: Storage, name: str, data: bytes, real: Callable[..., Any] = real) -> Any:
+            put.append(name)
+            return real(self, name, data)
+
+        monkeypatch.setattr(Storage, method, spy)
+    built = build(snapshot, index_settings(codec="rabitq", nlist=10))
+    assert len(set(put)) == len(put)
+    assert put[-1] == built.file.file, "index.json comes last"
+
+
+def test_work_files_that_were_changed_are_found_before_anything_is_published(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path)
+
+    def lose_a_shard(stage: str, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+        found = list(in_process(stage, call, items))
+        if stage == "merge":
+            ref = found[0].ref
+            object.__setattr__(found[0], "ref", ref.model_copy(update={"num_rows": ref.num_rows - 1}))
+        return found
+
+    with pytest.raises(StoreError, match=r"1000 rows of the snapshot, 999 in the parts"):
+        build(snapshot, index_settings(), run=lose_a_shard)
+
+
+def test_recall_of_given_queries_is_told_as_such(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path, texts=True)
+    given = Queries(("a", "b", "c"), lambda texts: clustered(len(texts), 16, seed=3))
+    measured = build(snapshot, index_settings(codec="sq8", nlist=10), given).description.measured
+    assert (measured.source, measured.num_queries, measured.num_choosing) == ("queries", 1, 2)
+    words = build(snapshot, index_settings(), Queries(None, lambda texts: clustered(len(texts), 16, seed=3)))
+    assert words.description.measured.source == "words"
+
+
+def test_a_kept_shard_whose_ids_are_gone_is_named(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path)
+    name = shards_of(snapshot)[1].file
+    (tmp_path / name).unlink()
+    with pytest.raises(StoreError, match=f"{name} is missing from the store"):
+        build(snapshot, index_settings())
