@@ -143,12 +143,17 @@ class Sq8:
     @classmethod
     def train(cls, sample: Floats) -> Sq8:
         """The range of each dimension in the sample (N, D)."""
-        held_out, rest = sample[::10], np.delete(sample, np.s_[::10], 0)
-        clipped = 0.0 if not len(rest) else float(((held_out < rest.min(0)) | (held_out > rest.max(0))).mean())
-        low = sample.min(0)
+        # Tenths by stride, so that the sample is not copied.
+        held_out, rest = sample[::10], [sample[start::10] for start in range(1, min(10, len(sample)))]
+        low, high = held_out.min(0), held_out.max(0)
+        clipped = 0.0
+        if rest:
+            rest_low = np.min([some.min(0) for some in rest], axis=0)
+            rest_high = np.max([some.max(0) for some in rest], axis=0)
+            clipped = float(((held_out < rest_low) | (held_out > rest_high)).mean())
+            low, high = np.minimum(low, rest_low), np.maximum(high, rest_high)
         # A dimension that never changes has a span all the same: its level is then 0.
-        span = np.maximum(sample.max(0) - low, np.float32(1e-9))
-        return cls(low, span, clipped)
+        return cls(low, np.maximum(high - low, np.float32(1e-9)), clipped)
 
     @property
     def dim(self) -> int:

@@ -63,7 +63,8 @@ class Nearest:
 
     def __init__(self, queries: Floats, floors: Floats) -> None:
         self._queries = queries
-        self._floors = floors.copy()
+        # The least number stands for none: rows that are left out score -inf, and never pass.
+        self._floors = np.maximum(floors, np.finfo(np.float32).min)
         self._found = Pairs.empty()
         self._left_out: list[Pairs] = []
 
@@ -80,9 +81,7 @@ class Nearest:
             self._collect(scores, addresses[begin:end])
 
     def _collect(self, scores: Floats, addresses: Rows) -> None:
-        passed = scores >= self._floors[:, None]
-        passed &= scores > -np.inf
-        query, row = np.nonzero(passed)
+        query, row = np.nonzero(scores >= self._floors[:, None])
         self._found = self._found.joined(Pairs(query, addresses[row], scores[query, row]))
         if len(self._found.query) > 2 * NUM_KEPT * len(self._queries):
             self._found = self._found.best(NUM_KEPT)

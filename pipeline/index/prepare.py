@@ -126,7 +126,8 @@ def prepare(
     loaded, panel = load_quantizer(storage, index_id), _load_panel(storage, index_id)
     if loaded is None or panel is None:
         drawn = plan_sample(shards, choice.num_sample, seed)
-        sample = join_samples(list(run("sample", partial(_read_sample, storage), drawn)))
+        num_drawn = sum(len(rows) for _, rows in drawn)
+        sample = join_samples(run("sample", partial(_read_sample, storage), drawn), num_drawn, snapshot.dim)
         if loaded is None:
             trained = train(sample.vectors, choice.nlist, choice.codec, manifest.encoder_fp, seed=seed)
             loaded = put_quantizer(storage, index_id, trained)

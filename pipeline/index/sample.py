@@ -7,7 +7,7 @@ one topic are anyhow. Runs of a shard that lie near each other are read together
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,10 +60,16 @@ def read_sample(storage: Storage, shard: Shard, rows: Rows) -> Sample:
     return Sample(unit(np.concatenate(vectors)), row_addresses(shard, rows))
 
 
-def join_samples(samples: Sequence[Sample]) -> Sample:
-    """The parts of several shards, in order, as one."""
-    vectors, addresses = zip(*samples, strict=True)
-    return Sample(np.concatenate(vectors), np.concatenate(addresses))
+def join_samples(samples: Iterable[Sample], num: int, dim: int) -> Sample:
+    """The parts of several shards, `num` rows in all, in order, as one; what came is not held twice."""
+    vectors, addresses = np.empty((num, dim), np.float32), np.empty(num, np.int64)
+    begin = 0
+    for sample in samples:
+        end = begin + len(sample.addresses)
+        vectors[begin:end], addresses[begin:end] = sample
+        begin = end
+    assert begin == num
+    return Sample(vectors, addresses)
 
 
 def read_rows(storage: Storage, shards: Sequence[Shard], addresses: Rows) -> Floats:

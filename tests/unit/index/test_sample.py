@@ -47,7 +47,9 @@ def test_the_vectors_are_those_of_the_rows_at_unit_norm(dtype: str, tmp_path: Pa
     vectors = clustered(900, 8)
     snapshot = make_snapshot(Storage(str(tmp_path)), [vectors[:500], vectors[500:]], dtype=dtype)
     shards = shards_of(snapshot)
-    sample = join_samples([read_sample(snapshot.storage, *drawn) for drawn in plan_sample(shards, 200, seed=0)])
+    drawn = plan_sample(shards, 200, seed=0)
+    num = sum(len(rows) for _, rows in drawn)
+    sample = join_samples((read_sample(snapshot.storage, *one) for one in drawn), num, 8)
     starts = {shards[0].ordinal: 0, shards[1].ordinal: 500}
     rows = [starts[address >> 32] + (address & 0xFFFFFFFF) for address in sample.addresses.tolist()]
     np.testing.assert_allclose(sample.vectors, vectors[rows], atol=1e-3)
