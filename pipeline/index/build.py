@@ -132,12 +132,16 @@ def measure(plan: Plan, parts: Sequence[Merged], truth: Truth, run: Run = in_pro
 
 
 def _read_ratios(plan: Plan, parts: Sequence[Merged]) -> list[float]:
-    """Share of all codes that a query reads on average, for each number of probes."""
+    """Codes that a query reads on average, per row of the snapshot, for each number of probes.
+
+    Per row and not per code: that a row stands in two lists makes nothing that is read cheaper.
+    """
     quantizer, levels = plan.work.quantizer, plan.levels
+    num_rows = sum(shard.num_rows for shard in plan.shards)
     sizes = np.zeros(quantizer.nlist, np.int64)
     for part in parts:
         np.add.at(sizes, part.directory["list_id"].to_numpy(), part.directory["num_rows"].to_numpy())
-    read = sizes[quantizer.nearest_lists(plan.work.panel.vectors, levels[-1])].cumsum(1).mean(0) / sizes.sum()
+    read = sizes[quantizer.nearest_lists(plan.work.panel.vectors, levels[-1])].cumsum(1).mean(0) / num_rows
     return [float(read[nprobe - 1]) for nprobe in levels]
 
 
@@ -148,8 +152,8 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
         LimitError: it does not.
     """
     storage, work, quantizer = plan.storage, plan.work, plan.work.quantizer
-    num_codes = sum(part.ref.num_rows for part in parts)
-    settings = choose_settings(measured, plan.choice, num_codes, quantizer.codec.num_bytes, target)
+    num_rows = sum(shard.num_rows for shard in plan.shards)
+    settings = choose_settings(measured, plan.choice, num_rows, quantizer.codec.num_bytes, target)
     folder = index_folder(work.index_id)
 
     def put(name: str, table: pa.Table) -> tuple[FileRef, pa.Table]:
@@ -171,7 +175,7 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
         metric=METRIC,
         dim=quantizer.dim,
         nlist=quantizer.nlist,
-        num_rows=sum(shard.num_rows for shard in plan.shards),
+        num_rows=num_rows,
         lists_per_row=work.lists_per_row,
         codec=quantizer.codec.name,
         num_code_bytes=quantizer.codec.num_bytes,

@@ -4,6 +4,12 @@ From measurements on 274,195 real vectors (reference/index.md, section (e)): the
 recall, the probes decide it. A corpus that is read whole in a moment is searched exactly; then a byte a
 dimension; beyond what is cheap to keep and to read that way, 4 bits a dimension of a rotated residual,
 where there are enough dimensions for its error to cancel out.
+
+How many lists: recall at a given share of rows read rises with their number, and hardly falls with the
+corpus. Of 30,000 real vectors (MiniLM over WordNet) a tenth read gives recall@10 of 0.900, 0.926, 0.947 and
+0.962 with 128, 256, 512 and 1,024 lists; of 274,195 it is about 0.957 with 1,024, and 0.968 with 2,048. So there
+are 2,048 even where 2 sqrt(N) is less, as long as a list has rows enough to have a centroid. Trained on 64 rows
+a list recall is 0.01 below that of 128 rows and more.
 """
 
 from __future__ import annotations
@@ -25,12 +31,14 @@ _SQ8_BYTES = 8 * 2**30
 _MIN_RABITQ_DIM = 256
 
 _EXACT_LIST_BYTES = 4 * 2**20
-_MIN_LIST_BYTES, _MAX_LIST_BYTES = 64 * 2**10, 2 * 2**20
+_MAX_LIST_BYTES = 2 * 2**20
+_MIN_LISTS = 2048
+_MIN_LIST_ROWS = 40
 _RABITQ_LIST_ROWS = 2500
 
 RABITQ_BITS = 4
 
-_SAMPLE_ROWS_PER_LIST = 64
+_SAMPLE_ROWS_PER_LIST = 96
 # Small corpora: enough to tell the range of each dimension.
 _MIN_SAMPLE_ROWS = 16_384
 
@@ -81,8 +89,7 @@ def _num_lists(num_rows: int, dim: int, codec: CodecName, *, is_exact: bool) -> 
     if codec == "rabitq" and num_rows * dim * 2 > _SQ8_BYTES:
         wanted = num_rows / _RABITQ_LIST_ROWS
     else:
-        wanted = 2 * math.sqrt(num_rows)
+        wanted = max(2 * math.sqrt(num_rows), _MIN_LISTS)
     code_bytes = num_rows * {"float16": 2 * dim, "sq8": dim, "rabitq": dim * RABITQ_BITS // 8 + 8}[codec]
-    fewest, most = code_bytes / _MAX_LIST_BYTES, code_bytes / _MIN_LIST_BYTES
-    wanted = min(max(wanted, fewest), max(most, 1.0))
+    wanted = min(max(wanted, code_bytes / _MAX_LIST_BYTES), num_rows / _MIN_LIST_ROWS)
     return int(min(num_rows, 2 ** round(math.log2(max(1.0, wanted)))))

@@ -55,7 +55,7 @@ class Recall(_Part):
     rerank: int
     """How many of the best by code are compared by their vectors; 0: none, the answer is by code."""
     read_ratio: float
-    """Share of all codes that a query reads."""
+    """Codes that a query reads, per row of the snapshot."""
     recall_at_10: float
     recall_at_100: float
     interval_at_10: tuple[float, float]

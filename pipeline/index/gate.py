@@ -34,7 +34,7 @@ def tabulate(panel: Panel, hits: Hits, settings: Sequence[Sequence[int]], read_r
         panel: the queries.
         hits: recall of each query at each setting.
         settings: numbers of probes, and depths of the rerank.
-        read_ratios: share of the codes read, for each number of probes.
+        read_ratios: codes read per row of the snapshot, for each number of probes.
     """
     levels, depths = settings
     published = panel.is_published
@@ -68,13 +68,13 @@ def _low(recalls: npt.NDArray[np.float64]) -> float:
     return float(recalls.mean() - 1.645 * deviation / np.sqrt(len(recalls)))
 
 
-def choose_settings(measured: Measured, choice: Choice, num_codes: int, code_bytes: int, target: float) -> Settings:
+def choose_settings(measured: Measured, choice: Choice, num_rows: int, code_bytes: int, target: float) -> Settings:
     """The cheapest setting that meets the target.
 
     Args:
         measured: the table.
         choice: what the index was built with.
-        num_codes: of the whole index.
+        num_rows: of the snapshot.
         code_bytes: of one code.
         target: `index.recall_target`.
 
@@ -83,7 +83,7 @@ def choose_settings(measured: Measured, choice: Choice, num_codes: int, code_byt
     """
 
     def cost(row: Recall) -> float:
-        return row.read_ratio * num_codes * code_bytes + row.rerank * _RERANK_ROW_BYTES
+        return row.read_ratio * num_rows * code_bytes + row.rerank * _RERANK_ROW_BYTES
 
     counted = [row for row in measured.table if row.read_ratio <= MAX_READ_RATIO or choice.is_small]
     confirmed = sorted((row for row in counted if row.recall_at_10 >= target), key=cost)

@@ -1,7 +1,7 @@
 """The quantizer: centroids of the lists and a codec, trained once on a sample of all shards.
 
 Centroids are k-means by faiss with the metric L2: on unit vectors it ranks as the cosine does, and leaves
-smaller residuals than the inner product. Up to 8,192 lists it is flat; above, where flat k-means of 64
+smaller residuals than the inner product. Up to 8,192 lists it is flat; above, where flat k-means of 96
 rows a list takes hours (its cost grows with the square of lists), it is of two levels, faiss' own:
 about sqrt(lists) clusters, each cut into its share of the lists.
 
@@ -33,7 +33,7 @@ METRIC: Literal["l2"] = "l2"
 _MAX_FLAT_LISTS = 8192
 
 # Iterations after which recall no longer moves.
-_ITERATIONS = 12
+_ITERATIONS = 8
 
 # Rows of which the products with all centroids are held at once: 64 MiB of float32.
 _MAX_SCORES = 16 * 2**20
@@ -167,7 +167,7 @@ def train(sample: Floats, nlist: int, codec: str, encoder_fp: str, *, seed: int,
     """The quantizer of a sample (N, D) of unit vectors; the same sample and seed give the same one.
 
     Args:
-        sample: at least `nlist` rows; 64 a list are enough.
+        sample: at least `nlist` rows; 96 a list are enough.
         nlist: number of lists.
         codec: "float16", "sq8" or "rabitq".
         encoder_fp: of the encoder that made the vectors.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ CANDIDATES_SCHEMA = pa.schema(
 
 
 def probe_levels(nlist: int, *, only_all: bool, up_to_all: bool) -> tuple[int, ...]:
-    """The numbers of probes that are measured: 1, 2, 3, 4, 6, 8, 12, 16, ...
+    """The numbers of probes that are measured: 1 to 8, then four to each doubling: 10, 12, 14, 16, 20, ...
 
     Args:
         nlist: number of lists.
@@ -57,10 +58,8 @@ def probe_levels(nlist: int, *, only_all: bool, up_to_all: bool) -> tuple[int, .
     if only_all:
         return (nlist,)
     most = nlist if up_to_all else max(1, int(nlist * _MAX_PROBED_RATIO))
-    powers = [2**power for power in range(most.bit_length())]
-    return tuple(
-        sorted({1, most, *(n for n in powers if n <= most), *(3 * n // 2 for n in powers[1:] if 3 * n // 2 < most)})
-    )
+    steps = (quarters * 2**power for power in range(most.bit_length()) for quarters in (4, 5, 6, 7))
+    return tuple(sorted({most, *(n for n in (1, 2, 3, *steps) if n < most)}))
 
 
 class Candidates:
@@ -77,18 +76,23 @@ class Candidates:
         self.level = np.zeros(0, np.int32)
         self.address = np.zeros(0, np.int64)
         self.score = np.zeros(0, np.float32)
+        self._pending: list[tuple[npt.NDArray[Any], ...]] = []
+        self._num_pending = 0
 
     def add(self, query: npt.NDArray[np.int32], level: npt.NDArray[np.int32], address: Rows, score: Floats) -> None:
         """More of them."""
-        self.query = np.concatenate([self.query, query])
-        self.level = np.concatenate([self.level, level])
-        self.address = np.concatenate([self.address, address])
-        self.score = np.concatenate([self.score, score])
-        if len(self.query) > _MAX_PENDING:
+        self._pending.append((query, level, address, score))
+        self._num_pending += len(query)
+        if self._num_pending > _MAX_PENDING:
             self.cut()
 
     def cut(self) -> None:
         """Keep what is among the DEPTH best of those seen with as many probes; by query, best first."""
+        kept_before = (self.query, self.level, self.address, self.score)
+        self.query, self.level, self.address, self.score = map(
+            np.concatenate, zip(kept_before, *self._pending, strict=True)
+        )
+        self._pending, self._num_pending = [], 0
         order = np.lexsort((self.address, -self.score, self.query))
         query, level, score = self.query[order], self.level[order], self.score[order]
         first = np.searchsorted(query, np.arange(self._shape[0]))

@@ -12,8 +12,10 @@ from pipeline.index.choose import choose
         (1, 384, "float16", 1, True),
         (3_000, 384, "float16", 1, True),
         (87_000, 384, "float16", 16, True),
-        (88_000, 384, "sq8", 512, False),
-        (274_195, 384, "sq8", 1024, False),
+        (88_000, 384, "sq8", 2048, False),
+        (274_195, 384, "sq8", 2048, False),
+        (45_000, 768, "sq8", 1024, False),
+        (4 * 10**6, 384, "sq8", 4096, False),
         (10**6, 384, "sq8", 2048, False),
         (10**7, 768, "rabitq", 4096, False),
         (10**9, 128, "sq8", 65536, False),
@@ -23,7 +25,7 @@ from pipeline.index.choose import choose
 def test_auto_goes_by_size(num_rows: int, dim: int, codec: str, nlist: int, is_exact: bool) -> None:
     choice = choose(num_rows, dim)
     assert (choice.codec, choice.nlist, choice.is_exact) == (codec, nlist, is_exact)
-    assert choice.num_sample == min(num_rows, max(64 * nlist, 16_384))
+    assert choice.num_sample == min(num_rows, max(96 * nlist, 16_384))
 
 
 def test_what_is_asked_for_is_taken() -> None:
@@ -41,7 +43,8 @@ def test_lists_are_neither_tiny_nor_huge() -> None:
                 choice = choose(num_rows, dim, codec)
                 num_bytes = {"float16": 2 * dim, "sq8": dim, "rabitq": dim // 2 + 8}[codec]
                 # Powers of two: at most a factor of sqrt(2) off.
-                assert 2**15 < num_rows / choice.nlist * num_bytes < 2**23
+                assert num_rows / choice.nlist * num_bytes < 2**23
+                assert num_rows / choice.nlist > 28
 
 
 def test_no_rows_and_more_lists_than_rows_are_refused_with_a_sentence() -> None:

@@ -89,6 +89,15 @@ def test_a_dimension_that_never_changes_decodes_to_itself() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 4])
+def test_only_what_a_query_differs_from_the_centroid_is_estimated(bits: int) -> None:
+    vectors, centroid = clustered(200, DIM), clustered(1, DIM, seed=8)
+    codec = Rabitq.train(DIM, bits, seed=0)
+    codes = codec.encode(vectors, np.repeat(centroid, 200, 0))
+    exact = (vectors - centroid) @ centroid[0]
+    np.testing.assert_allclose(codec.score(codec.prepare(centroid), codes)[0], exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
 @pytest.mark.parametrize("dim", [1, 7, 9])
 def test_any_dim_is_packed_into_whole_bytes(bits: int, dim: int) -> None:
     vectors = clustered(50, dim)
