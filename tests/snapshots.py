@@ -33,13 +33,14 @@ def make_snapshot(
     num_chunks: int = 1,
     texts: bool = False,
     first_ordinal: int = 3,
+    lang: pa.DataType | None = None,
 ) -> Snapshot:
     """A snapshot of the documents `d0`, `d1`, ... in order, each of `num_chunks` rows, with the kept columns KEEP.
 
     Ordinals begin at `first_ordinal`, and skip one between shards: they are no positions.
     """
     dim, begin, rows = shards[0].shape[1], 0, []
-    keep = pa.schema([("lang", pa.string()), ("year", pa.int32())])
+    keep = pa.schema([("lang", lang or pa.string()), ("year", pa.int32())])
     schema = embedding_schema(dim, dtype, keep, keep_text=texts)
     for index, vectors in enumerate(shards):
         shard = shard_bytes(_rows(vectors, begin, num_chunks, schema), schema)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from pipeline.index.nearest import NEAR_SCHEMA, Nearest
 from pipeline.index.panel import Panel
 from pipeline.index.quantizer import Lists, Quantizer
 from pipeline.index.shards import Shard, read_columns, read_vectors, row_addresses, unit
+from pipeline.parallel import map_ahead
 from pipeline.snapshots.records import new_attempt
 from pipeline.snapshots.table import to_binary
 from pipeline.uris import Storage
@@ -37,6 +39,9 @@ from pipeline.uris import Storage
 _NUM_BUCKETS = 128
 
 _MAX_BUCKET_LISTS = 512
+
+# Records read at once: hides the round trips of object storage.
+_READ_AHEAD = 16
 
 # Of an assign: what is held at once of the vectors, as they are stored.
 GROUP_BYTES = 64 * 2**20
@@ -216,8 +221,12 @@ def parse_intermediate(data: bytes, name: str) -> Intermediate:
 def finished(storage: Storage, work: Work, groups: Sequence[Sequence[Shard]]) -> dict[int, Intermediate]:
     """What an earlier run of the same build has assigned: by group, its record (of several the least attempt)."""
     prefix = f"{work.folder}/assign"
-    names = [info.name for info in storage.scan(prefix) if info.name.endswith(".json")]
-    records = [parse_intermediate(storage.read(name), storage.full_uri(name)) for name in sorted(names)]
+    names = sorted(info.name for info in storage.scan(prefix) if info.name.endswith(".json"))
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        found_data = map_ahead(pool, storage.read, names, _READ_AHEAD)
+        records = [
+            parse_intermediate(data, storage.full_uri(name)) for name, data in zip(names, found_data, strict=True)
+        ]
     found: dict[int, Intermediate] = {}
     for index, group in enumerate(groups):
         ordinals = tuple(shard.ordinal for shard in group)

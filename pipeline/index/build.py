@@ -16,6 +16,7 @@ refused by the gate, is gone on with under the same name, and what it finished i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from pipeline.config.sections import Index
 from pipeline.errors import StoreError
 from pipeline.index.assign import Intermediate, assign, finished, group_shards, read_near
 from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, now, parse_description
-from pipeline.index.files import file_ref, load_quantizer, put_once, table_bytes
+from pipeline.index.files import file_ref, put_once, table_bytes
 from pipeline.index.gate import choose_settings, tabulate
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, index_folder
 from pipeline.index.merge import Merged, finished_merges, merge, plan_merges
@@ -37,9 +38,13 @@ from pipeline.index.panel import Truth, merge_nearest, panel_table
 from pipeline.index.prepare import Plan, Queries, Run, in_process, prepare
 from pipeline.index.quantizer import METRIC
 from pipeline.index.recall import count_hits, gather, measure_part, tied_rows
+from pipeline.parallel import map_ahead
 from pipeline.snapshots.reader import Snapshot
 
 _PARTS_KEY = b"vecmill.parts"
+
+# Small files read at once: hides the round trips of object storage.
+_READ_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def build(
         return found
     records = assign_all(plan, run)
     merged = merge_all(plan, records, run)
-    truth = merge_nearest(plan.work.panel, (read_near(plan.storage, record) for record in records))
+    truth = find_truth(plan, records)
     measured = measure(plan, merged, truth, run)
     return finish(plan, merged, truth, measured, index.recall_target)
 
@@ -115,6 +120,13 @@ def merge_all(plan: Plan, records: Sequence[Intermediate], run: Run = in_process
             f"changed; delete {plan.storage.full_uri(plan.work.folder)}, then run the same command again"
         )
     return parts
+
+
+def find_truth(plan: Plan, records: Sequence[Intermediate]) -> Truth:
+    """The panel's exact nearest over the whole corpus, from what each assign found."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        tables = map_ahead(pool, partial(read_near, plan.storage), records, _READ_AHEAD)
+        return merge_nearest(plan.work.panel, tables)
 
 
 def measure(plan: Plan, parts: Sequence[Merged], truth: Truth, run: Run = in_process) -> Measured:
@@ -165,8 +177,6 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
     refs = [part.ref.model_dump(mode="json") for part in parts]
     # The directory and its parts belong together: who comes second to put it takes both.
     lists, found = put("lists.parquet", directory.replace_schema_metadata({_PARTS_KEY: orjson.dumps(refs)}))
-    loaded = load_quantizer(storage, work.index_id)
-    assert loaded is not None
     description = IndexDescription(
         index_id=work.index_id,
         snapshot_id=plan.snapshot.manifest.snapshot_id,
@@ -182,7 +192,7 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
         parameters=quantizer.codec.parameters(),
         golden=quantizer.golden(),
         keep={field.name: str(field.type) for field in work.keep},
-        centroids=loaded[1],
+        centroids=plan.centroids,
         lists=lists,
         deleted=put("deleted.parquet", DELETED_SCHEMA.empty_table())[0],
         panel=put("panel.parquet", panel_table(work.panel, truth))[0],

@@ -106,7 +106,7 @@ def _refusal(measured: Measured, counted: Sequence[Recall], choice: Choice, targ
     found = min(best.recall_at_10, best.chosen_by)
     lower = int(found * 100) / 100
     way = (
-        f"set index.recall_target={lower}"
+        f"leave index.codec at auto, which searches so few rows exactly, or set index.recall_target={lower}"
         if choice.is_small
         else f"set index.nlist={2 * choice.nlist} (smaller lists), or index.recall_target={lower}"
     )

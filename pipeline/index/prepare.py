@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.config.sections import Index
 from pipeline.index.assign import Work
 from pipeline.index.choose import Choice, choose
-from pipeline.index.description import FORMAT_VERSION
+from pipeline.index.description import FORMAT_VERSION, FileRef
 from pipeline.index.files import load_quantizer, put_once, put_quantizer, table_bytes
 from pipeline.index.layout import digest, index_folder
 from pipeline.index.panel import (
@@ -28,6 +28,7 @@ from pipeline.index.panel import (
     Panel,
     Truth,
     draw_documents,
+    draw_texts,
     look_up,
     panel_of_documents,
     panel_of_texts,
@@ -86,6 +87,7 @@ class Plan:
     shards: tuple[Shard, ...]
     choice: Choice
     work: Work
+    centroids: FileRef
 
     @property
     def storage(self) -> Storage:
@@ -117,7 +119,7 @@ def prepare(
     shards = shards_of(snapshot) if snapshot.shards.num_rows else []
     num_rows = sum(shard.num_rows for shard in shards)
     choice = choose(num_rows, snapshot.dim if shards else 1, index.codec, index.nlist)
-    keep = pa.schema([snapshot.schema.field(name) for name in manifest.keep])
+    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in manifest.keep])
     made_of = [manifest.encoder_fp, manifest.shards.checksum, queries.fingerprint]
     how = [FORMAT_VERSION, choice.codec, choice.nlist, choice.is_exact, lists_per_row]
     index_id = digest(orjson.dumps([*made_of, *how]))
@@ -134,7 +136,12 @@ def prepare(
         if panel is None:
             panel = _put_panel(storage, index_id, _make_panel(snapshot, shards, sample, queries, seed))
     work = Work(index_id, loaded[0], panel, keep, lists_per_row)
-    return Plan(snapshot, tuple(shards), choice, work)
+    return Plan(snapshot, tuple(shards), choice, work, loaded[1])
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A dictionary-encoded column as what it stands for: batches of rows travel without their dictionaries."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _read_sample(storage: Storage, drawn: tuple[Shard, Rows]) -> Sample:
@@ -143,7 +150,8 @@ def _read_sample(storage: Storage, drawn: tuple[Shard, Rows]) -> Sample:
 
 def _make_panel(snapshot: Snapshot, shards: Sequence[Shard], sample: Sample, queries: Queries, seed: int) -> Panel:
     if queries.texts is not None and queries.encode is not None:
-        return with_floors(panel_of_texts("queries", queries.texts, queries.encode, snapshot.dim), sample)
+        some = draw_texts(queries.texts, NUM_QUERIES, seed)
+        return with_floors(panel_of_texts("queries", some, queries.encode, snapshot.dim), sample)
     places = draw_documents(sample, NUM_QUERIES, seed)
     addresses = sample.addresses[places]
     if queries.encode is not None and "text" in snapshot.schema.names:

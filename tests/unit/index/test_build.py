@@ -218,3 +218,14 @@ def test_a_kept_shard_whose_ids_are_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(StoreError, match=f"{name} is missing from the store"):
         build(snapshot, index_settings())
+
+
+def test_a_kept_column_that_is_dictionary_encoded_is_kept_as_what_it_stands_for(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path, lang=pa.dictionary(pa.int32(), pa.string()))
+    assert pa.types.is_dictionary(snapshot.schema.field("lang").type)
+    built = build(snapshot, index_settings())
+    (part,) = built.description.parts
+    rows = pq.read_table(pa.BufferReader(snapshot.storage.read(part.codes.file)))
+    assert rows.schema.field("lang").type == pa.string()
+    numbers = [int(doc_id[1:]) for doc_id in rows["doc_id"].to_pylist()]
+    assert rows["lang"].to_pylist() == [("de", "en", None)[number % 3] for number in numbers]

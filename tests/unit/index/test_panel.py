@@ -13,7 +13,7 @@ import pytest
 import pipeline.index.prepare
 from pipeline.errors import UsageError
 from pipeline.index.nearest import Pairs, to_table
-from pipeline.index.panel import merge_nearest, panel_of_texts, panel_table, parse_panel, words_of
+from pipeline.index.panel import draw_texts, merge_nearest, panel_of_texts, panel_table, parse_panel, words_of
 from pipeline.index.prepare import Queries, prepare
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
@@ -57,9 +57,18 @@ def test_words_are_six_of_a_text_in_their_order() -> None:
 
 def test_no_query_and_queries_of_another_dim_are_refused_with_a_sentence() -> None:
     with pytest.raises(UsageError, match=r"index\.queries: there is no query in it"):
-        panel_of_texts("queries", ["", "  "], encode, 8)
+        panel_of_texts("queries", draw_texts(["", "  "], 5, seed=0), encode, 8)
     with pytest.raises(UsageError, match=r"queries have shape \(1, 8\), the snapshot holds vectors of dim 9"):
         panel_of_texts("queries", ["a"], encode, 9)
+
+
+def test_of_many_given_queries_some_are_drawn_each_once() -> None:
+    texts = [f"q{number}" for number in range(500)]
+    some = draw_texts([*texts, *texts, " "], 100, seed=1)
+    assert len(set(some)) == 100
+    assert some == sorted(some, key=texts.index)
+    assert max(map(texts.index, some)) > 400, "not the first ones"
+    assert draw_texts(texts[:5], 100, seed=1) == texts[:5]
 
 
 def test_what_shards_found_is_merged_by_query() -> None:
