@@ -95,14 +95,16 @@ class Candidates:
         self._pending, self._num_pending = [], 0
         order = np.lexsort((self.address, -self.score, self.query))
         query, level, score = self.query[order], self.level[order], self.score[order]
-        first = np.searchsorted(query, np.arange(self._shape[0]))
         kept = np.zeros(len(order), bool)
-        for one in range(self._shape[1]):
-            seen = np.concatenate([[0], np.cumsum(level <= one)])
-            rank = seen[1:] - seen[first][query]  # from 1, among those seen at this level
-            kept |= (level == one) & (rank <= DEPTH)
-            last = (level <= one) & (rank == DEPTH)
-            self.floors[query[last], one] = np.maximum(self.floors[query[last], one], score[last])
+        bounds = np.searchsorted(query, np.arange(self._shape[0] + 1))
+        for one in range(self._shape[0]):
+            mine = slice(bounds[one], bounds[one + 1])
+            ranks = (level[mine, None] <= np.arange(self._shape[1])).cumsum(0, dtype=np.int32)  # (n, levels), from 1
+            if len(ranks):
+                kept[mine] = np.take_along_axis(ranks, level[mine, None], 1)[:, 0] <= DEPTH
+                full = np.flatnonzero(ranks[-1] >= DEPTH)
+                last = (ranks[:, full] < DEPTH).sum(0)
+                self.floors[one, full] = np.maximum(self.floors[one, full], score[mine][last])
         order = order[kept]
         self.query, self.level, self.address, self.score = query[kept], level[kept], self.address[order], score[kept]
 
@@ -208,24 +210,24 @@ def count_hits(
     hits = {k: np.ones((num, len(levels), len(depths)), np.float32) for k in (10, 100)}
     for query in range(num):
         mine = slice(bounds[query], bounds[query + 1])
-        level, address = candidates.level[mine], candidates.address[mine]
-        may_repeat = len(np.unique(address)) < len(address)
+        address = candidates.address[mine]
+        seen = candidates.level[mine, None] <= np.arange(len(levels))  # (n, levels), best first
+        # A row that stands in two lists is one answer: at levels that see both, the better of them.
+        by_address = np.argsort(address, kind="stable")
+        again = np.flatnonzero(np.diff(address[by_address]) == 0)
+        seen[by_address[again + 1]] &= ~seen[by_address[again]]
+        ranks = seen.cumsum(0, dtype=np.int32)
         known, scores = truth.addresses[query], truth.scores[query]
         if extra is not None:
             known = np.concatenate([known, extra.addresses[query]])
             scores = np.concatenate([scores, extra.scores[query]])
         for k, found in hits.items():
             count = min(k, len(truth.scores[query]))
-            if not count:
-                continue
-            is_true = np.isin(address, known[scores >= truth.scores[query][count - 1] - TIE])
-            for one in range(len(levels)):
-                seen = np.flatnonzero(level <= one)
-                if may_repeat:  # a row that stands in two lists is one answer
-                    seen = seen[np.sort(np.unique(address[seen], return_index=True)[1])]
-                right = is_true[seen]
+            if count:
+                right = np.isin(address, known[scores >= truth.scores[query][count - 1] - TIE])
                 for place, depth in enumerate(depths):
-                    found[query, one, place] = min(count, int(right[: max(depth, k)].sum())) / count
+                    among = (ranks[right] <= max(depth, k)) & seen[right]
+                    found[query, :, place] = np.minimum(count, among.sum(0)) / count
     return Hits(hits[10], hits[100])
 
 
