@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.search
+import pipeline.search.exact
 from pipeline.errors import StoreError, UsageError
 from pipeline.schema import embedding_schema
 from pipeline.search import exact_search
@@ -60,7 +60,7 @@ def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(
     shards = [unit(size, seed) for seed, size in enumerate(sizes)]
     everything, queries = np.concatenate(shards), unit(3, 99)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.search, "_MAX_SCORES", max_scores)
+        patch.setattr(pipeline.search.exact, "_MAX_SCORES", max_scores)
         found = exact_search(make_snapshot(tmp_path_factory.mktemp("s"), shards), queries, k)
     scores = queries @ everything.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]

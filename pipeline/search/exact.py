@@ -1,7 +1,4 @@
-"""Queries to neighbours: the query encoder, and exact search over the current snapshot.
-
-A query goes through the same model as the documents, with its query prompt; an encoder whose
-fingerprint is not the snapshot's is refused, since its vectors would compare to nothing.
+"""Exact search over a snapshot.
 
 Every vector is compared with every query, block by block: memory is a few shards' vectors and
 one block of scores, whatever the corpus holds. Only the vectors are read, by one range read a
@@ -10,25 +7,21 @@ shard (see pipeline.write); ids are read for the winners alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import EncoderSettings, redact_uri
+from pipeline.config import redact_uri
 from pipeline.errors import StoreError, UsageError
-from pipeline.model import describe_model, encoder_fingerprint, fetch_model
 from pipeline.parallel import map_ahead
-from pipeline.snapshots.manifest import Manifest
+from pipeline.search.neighbours import Chunk, Neighbours
 from pipeline.snapshots.reader import Snapshot
-from pipeline.tokens import load_tokenizer
 
 # Scores held at once, Q x N of a block: 64 MiB of float32.
 _MAX_SCORES = 16 * 2**20
@@ -38,85 +31,6 @@ _READ_AHEAD = 4
 
 # Exact search over more rows is minutes: it has to be asked for.
 MAX_EXACT_ROWS = 10**6
-
-
-class Chunk(NamedTuple):
-    """Which part of its document a row is: characters [char_begin, char_end)."""
-
-    chunk_index: int
-    num_chunks: int
-    char_begin: int
-    char_end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """The K nearest of each query, nearest first.
-
-    `scores` (Q, K) float32: cosines in [-1, 1]; `doc_ids` and `chunks`: Q lists of K.
-    K is the smaller of what was asked and the rows of the snapshot.
-    """
-
-    scores: npt.NDArray[np.float32]
-    doc_ids: list[list[str]]
-    chunks: list[list[Chunk]]
-
-
-class QueryEncoder:
-    """The snapshot's encoder, for queries.
-
-    Args:
-        manifest: of the snapshot that will be searched.
-        settings: the encoder section of a config; None: as the manifest tells.
-        template: `input.text` of the same config.
-        storage_options: for a model in object storage.
-
-    Raises:
-        ModelError: the model is not to be had.
-        StoreError: the model is another than the snapshot's.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        settings: EncoderSettings | None = None,
-        template: str | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        from pipeline.encoder import Encoder  # torch: two seconds that a mistake in the command need not wait for
-
-        settings = settings or EncoderSettings.model_validate(manifest.config["encoder"])
-        template = manifest.config["input"]["text"] if template is None else template
-        path = fetch_model(settings, storage_options)
-        model = describe_model(path, settings)
-        # How documents are cut does not touch queries.
-        cut = {key: manifest.encoder[key] for key in ("overlong", "chunk") if key in manifest.encoder}
-        spelled_out = {key: value for key, value in model.spelled_out(template).items() if key != "chunk"}
-        fingerprint = encoder_fingerprint(spelled_out | cut)
-        if fingerprint != manifest.encoder_fp:
-            raise StoreError(
-                f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
-                f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, "
-                "prompt, max_tokens, truncate_dim or input.text differ; search with the config that embedded it, or "
-                "embed again into another store"
-            )
-        self._tokenizer = load_tokenizer(path, model)
-        self._encoder = Encoder(path, model, compute=settings.compute, token_budget=settings.token_budget)
-
-    def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit vectors (Q, D).
-
-        Raises:
-            UsageError: a query is empty, or has no vector.
-        """
-        for query in queries:
-            if not query.strip():
-                raise UsageError(f"a query is empty: {query!r}")
-        encoded = self._encoder.encode(self._tokenizer.query_ids(queries), queries=True)
-        bad = [*encoded.invalid, *encoded.failed]
-        if bad:
-            raise UsageError(f"a query cannot be encoded: {queries[bad[0]][:80]!r}")
-        return encoded.vectors
 
 
 def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> Neighbours:

@@ -1,0 +1,75 @@
+"""Queries to vectors: by the same model as the documents, with its query prompt.
+
+An encoder whose fingerprint is not the snapshot's is refused, since its vectors would compare to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import EncoderSettings
+from pipeline.errors import StoreError, UsageError
+from pipeline.model import describe_model, encoder_fingerprint, fetch_model
+from pipeline.snapshots.manifest import Manifest
+from pipeline.tokens import load_tokenizer
+
+
+class QueryEncoder:
+    """The snapshot's encoder, for queries.
+
+    Args:
+        manifest: of the snapshot that will be searched.
+        settings: the encoder section of a config; None: as the manifest tells.
+        template: `input.text` of the same config.
+        storage_options: for a model in object storage.
+
+    Raises:
+        ModelError: the model is not to be had.
+        StoreError: the model is another than the snapshot's.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        settings: EncoderSettings | None = None,
+        template: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        from pipeline.encoder import Encoder  # torch: two seconds that a mistake in the command need not wait for
+
+        settings = settings or EncoderSettings.model_validate(manifest.config["encoder"])
+        template = manifest.config["input"]["text"] if template is None else template
+        path = fetch_model(settings, storage_options)
+        model = describe_model(path, settings)
+        # How documents are cut does not touch queries.
+        cut = {key: manifest.encoder[key] for key in ("overlong", "chunk") if key in manifest.encoder}
+        spelled_out = {key: value for key, value in model.spelled_out(template).items() if key != "chunk"}
+        fingerprint = encoder_fingerprint(spelled_out | cut)
+        if fingerprint != manifest.encoder_fp:
+            raise StoreError(
+                f"snapshot {manifest.snapshot_id} was made by the encoder {manifest.encoder_fp} "
+                f"({manifest.encoder.get('model')}), this one is {fingerprint} ({settings.model}): model, pooling, "
+                "prompt, max_tokens, truncate_dim or input.text differ; search with the config that embedded it, or "
+                "embed again into another store"
+            )
+        self._tokenizer = load_tokenizer(path, model)
+        self._encoder = Encoder(path, model, compute=settings.compute, token_budget=settings.token_budget)
+
+    def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors (Q, D).
+
+        Raises:
+            UsageError: a query is empty, or has no vector.
+        """
+        for query in queries:
+            if not query.strip():
+                raise UsageError(f"a query is empty: {query!r}")
+        encoded = self._encoder.encode(self._tokenizer.query_ids(queries), queries=True)
+        bad = [*encoded.invalid, *encoded.failed]
+        if bad:
+            raise UsageError(f"a query cannot be encoded: {queries[bad[0]][:80]!r}")
+        return encoded.vectors
