@@ -55,6 +55,7 @@ def make_snapshot(
                 "num_rows": shard.num_rows,
                 "vector_begin": shard.vector_begin,
                 "compute": "float32",
+                "num_documents": None if num_chunks == 1 else len(vectors) // num_chunks,
             }
         )
         begin += len(vectors)

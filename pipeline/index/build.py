@@ -180,6 +180,8 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
     description = IndexDescription(
         index_id=work.index_id,
         snapshot_id=plan.snapshot.manifest.snapshot_id,
+        shards=plan.snapshot.manifest.shards,
+        vector_dtype=plan.shards[0].dtype,
         encoder_fp=quantizer.encoder_fp,
         quantizer_fp=quantizer.fingerprint,
         metric=METRIC,

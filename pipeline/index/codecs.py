@@ -182,7 +182,7 @@ class Sq8:
     def score(self, queries: Prepared, codes: Codes) -> Floats:
         """Cosines (Q, N)."""
         scores = np.empty((len(codes), len(queries.offset)), np.float32)
-        block = np.empty((_BLOCK_ROWS, self.dim), np.float32)
+        block = np.empty((min(_BLOCK_ROWS, len(codes)), self.dim), np.float32)
         for begin in range(0, len(codes), _BLOCK_ROWS):
             some = codes[begin : begin + _BLOCK_ROWS]
             np.copyto(block[: len(some)], some)

@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StoreError
+from pipeline.snapshots.manifest import TableRef
 from pipeline.snapshots.records import checksum
 from pipeline.uris import Storage
 
@@ -90,7 +91,11 @@ class IndexDescription(_Part):
     format_version: int = FORMAT_VERSION
     index_id: str
     snapshot_id: int = Field(ge=1)
-    """Of the snapshot served: row addresses are of its shards table."""
+    """Of the snapshot served."""
+    shards: TableRef
+    """Its shards table, which row addresses are of: a snapshot that lists the same one has the same rows."""
+    vector_dtype: str
+    """Of the vectors in its shards: "float16" or "float32"."""
     encoder_fp: str
     quantizer_fp: str
     metric: Literal["l2"]
@@ -106,7 +111,7 @@ class IndexDescription(_Part):
     golden: dict[str, Any]
     """A code of list 0 and what it decodes to (`Quantizer.check_golden`)."""
     keep: dict[str, str]
-    """Kept columns and their Arrow types."""
+    """Kept columns, and where documents were cut what tells a chunk's place; with their Arrow types."""
     centroids: FileRef
     lists: FileRef
     deleted: FileRef

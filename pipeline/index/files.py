@@ -116,6 +116,8 @@ def read_quantizer(storage: Storage, ref: FileRef, expected_fp: str) -> Quantize
         data = storage.read(ref.file)
     except FileNotFoundError:
         raise StoreError(f"missing from the store: {uri}, which an index.json names; build the index again") from None
+    if checksum(data) != ref.checksum:
+        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); build the index again")
     quantizer = _read_quantizer(storage, data, uri)
     if quantizer.fingerprint != expected_fp:
         raise StoreError(

@@ -81,17 +81,25 @@ def choose_settings(measured: Measured, choice: Choice, num_rows: int, code_byte
     Raises:
         LimitError: none meets it.
     """
+    counted = [row for row in measured.table if row.read_ratio <= MAX_READ_RATIO or choice.is_small]
+    found = cheapest(counted, num_rows * code_bytes, target)
+    if found is not None:
+        return Settings(nprobe=found.nprobe, rerank=found.rerank)
+    raise LimitError(_refusal(measured, counted, choice, target))
+
+
+def cheapest(rows: Sequence[Recall], num_bytes: int, target: float) -> Recall | None:
+    """The cheapest of these settings that meets the target, of an index with `num_bytes` of codes; None if none."""
 
     def cost(row: Recall) -> float:
-        return row.read_ratio * num_rows * code_bytes + row.rerank * _RERANK_ROW_BYTES
+        return row.read_ratio * num_bytes + row.rerank * _RERANK_ROW_BYTES
 
-    counted = [row for row in measured.table if row.read_ratio <= MAX_READ_RATIO or choice.is_small]
-    confirmed = sorted((row for row in counted if row.recall_at_10 >= target), key=cost)
+    confirmed = sorted((row for row in rows if row.recall_at_10 >= target), key=cost)
     for figure in ("chosen_by_low", "chosen_by"):
         for row in confirmed:
             if getattr(row, figure) >= target:
-                return Settings(nprobe=row.nprobe, rerank=row.rerank)
-    raise LimitError(_refusal(measured, counted, choice, target))
+                return row
+    return None
 
 
 def _refusal(measured: Measured, counted: Sequence[Recall], choice: Choice, target: float) -> str:

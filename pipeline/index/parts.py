@@ -99,6 +99,8 @@ def _write(rows: pa.Table, groups: list[_Group], schema: pa.Schema) -> pa.Buffer
         data_page_size=2**30,
         max_rows_per_page=2**30,
         write_batch_size=2**20,
+        # What is answered with is compressed, and in no checksum of the directory.
+        write_page_checksum=True,
         # Engines skip row groups by list; statistics on the rest would be most of the footer.
         write_statistics=["list_id"] if "list_id" in schema.names else False,
     ) as writer:

@@ -119,7 +119,7 @@ def prepare(
     shards = shards_of(snapshot) if snapshot.shards.num_rows else []
     num_rows = sum(shard.num_rows for shard in shards)
     choice = choose(num_rows, snapshot.dim if shards else 1, index.codec, index.nlist)
-    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in manifest.keep])
+    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in (*manifest.keep, *_place_columns(snapshot))])
     made_of = [manifest.encoder_fp, manifest.shards.checksum, queries.fingerprint]
     how = [FORMAT_VERSION, choice.codec, choice.nlist, choice.is_exact, lists_per_row]
     index_id = digest(orjson.dumps([*made_of, *how]))
@@ -142,6 +142,12 @@ def prepare(
 def _plain(field: pa.Field) -> pa.Field:
     """A dictionary-encoded column as what it stands for: batches of rows travel without their dictionaries."""
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def _place_columns(snapshot: Snapshot) -> tuple[str, ...]:
+    """What tells a chunk's place in its document, kept where documents were cut: answers need no embedding shard."""
+    is_chunked = snapshot.shards["num_documents"].null_count < snapshot.shards.num_rows
+    return ("num_chunks", "char_begin", "char_end") if is_chunked else ()
 
 
 def _read_sample(storage: Storage, drawn: tuple[Shard, Rows]) -> Sample:
