@@ -8,6 +8,7 @@ store:
     snapshot = pipeline.open("s3://corpus-vectors/docs")
     snapshot.dataset()   # a pyarrow dataset of exactly the current rows
     snapshot.files()     # the same as file URIs, for DuckDB, Polars or Spark
+    snapshot.search("how do I ...", k=5).doc_ids
 
 Shape letters: B rows of a token batch, L its padded length, H hidden, D dim, Q queries, N vectors,
 K neighbours.
@@ -19,17 +20,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.snapshots.reader import Snapshot
+    from pipeline.search import SearchableSnapshot
 
 __all__ = ["open"]
 
 
-def open(uri: str, storage_options: Mapping[str, Any] | None = None) -> Snapshot:
+def open(uri: str, storage_options: Mapping[str, Any] | None = None) -> SearchableSnapshot:
     """The current snapshot of the store at `uri`.
 
     Raises:
         StoreError: no store, no snapshot yet, or a format newer than this reader.
     """
-    from pipeline.snapshots.reader import open_snapshot  # workers import this package without reading a store
+    from pipeline.search.opened import open_searchable  # workers import this package without reading a store
 
-    return open_snapshot(uri, storage_options)
+    return open_searchable(uri, storage_options)

@@ -7,7 +7,7 @@ shard (see pipeline.write); ids are read for the winners alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.config import redact_uri
 from pipeline.errors import StoreError, UsageError
 from pipeline.parallel import map_ahead
+from pipeline.search.filters import Filter
 from pipeline.search.neighbours import Chunk, Neighbours
 from pipeline.snapshots.reader import Snapshot
 
@@ -33,29 +34,43 @@ _READ_AHEAD = 4
 MAX_EXACT_ROWS = 10**6
 
 
-def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> Neighbours:
+def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int, where: str | None = None) -> Neighbours:
     """The exact nearest rows of the snapshot for each of `queries` (Q, D), unit norm.
 
+    Args:
+        snapshot: which.
+        queries: as the snapshot's encoder makes them.
+        k: neighbours of each.
+        where: an expression of SQL over kept columns, doc_id and chunk_index, which all neighbours meet.
+
     Raises:
-        UsageError: k below 1, or queries of another dim.
+        UsageError: k below 1, queries of another dim, or an expression that cannot be used.
         StoreError: a shard of the snapshot is missing or damaged.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1: {k}")
     dim = snapshot.dim
+    row_filter = None if where is None else Filter(where, ["doc_id", "chunk_index", *snapshot.manifest.keep])
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise UsageError(f"queries have shape {queries.shape}, the snapshot holds vectors of dim {dim}")
     best_scores = np.full((len(queries), 0), -np.inf, np.float32)
     best_addresses = np.zeros((len(queries), 0), np.int64)
+    ordinals = snapshot.shards["ordinal"].to_pylist()
     for shard_index, vectors in _stream_vectors(snapshot):
+        rows = np.arange(len(vectors))
+        if row_filter is not None:
+            rows = np.flatnonzero(
+                row_filter.masks(_read_columns(snapshot, shard_index, row_filter.names).to_batches())[0]
+            )
+            vectors = vectors[rows]
         step = max(1, _MAX_SCORES // max(1, len(queries)))
         for begin in range(0, len(vectors), step):
             block = vectors[begin : begin + step].astype(np.float32)  # (N, D)
             block /= np.linalg.norm(block, axis=1, keepdims=True)  # float16 keeps unit norm only within 1e-3
             scores = queries @ block.T  # (Q, N)
-            addresses = np.arange(begin, begin + len(block), dtype=np.int64) + (shard_index << 32)
+            addresses = rows[begin : begin + step] + (ordinals[shard_index] << 32)
             best_scores, best_addresses = _merge(best_scores, best_addresses, scores, addresses, k)
-    return Neighbours(np.clip(best_scores, -1, 1), *_look_up(snapshot, best_addresses))
+    return Neighbours(np.clip(best_scores, -1, 1), best_addresses, _look_up(snapshot, best_addresses.reshape(-1)))
 
 
 def nearest_documents(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int) -> list[dict[str, float]]:
@@ -132,19 +147,26 @@ def _present(snapshot: Snapshot, file: str) -> Iterator[None]:
         ) from None
 
 
-def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> tuple[list[list[str]], list[list[Chunk]]]:
-    """doc_id and chunk of each address (Q, K) = shard index << 32 | row."""
+def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> pa.Table:
+    """The columns that answers are made of, of the rows at these addresses (M,), in their order."""
+    names = ["doc_id", *Chunk._fields, *snapshot.manifest.keep]
     unique, inverse = np.unique(addresses, return_inverse=True)
-    doc_ids: list[str] = [""] * len(unique)
-    chunks: list[Chunk] = [Chunk(0, 1, 0, 0)] * len(unique)
-    files = snapshot.shards.column("file").to_pylist()
-    for shard_index in np.unique(unique >> 32):
-        places = np.flatnonzero(unique >> 32 == shard_index)
-        with _present(snapshot, files[shard_index]), snapshot.storage.open(files[shard_index]) as source:
-            table = pq.ParquetFile(source, pre_buffer=True).read(columns=["doc_id", *Chunk._fields])
-        found = table.take(pa.array(unique[places] & 0xFFFFFFFF))
-        for place, row in zip(places, found.to_pylist(), strict=True):
-            doc_ids[place] = row.pop("doc_id")
-            chunks[place] = Chunk(**row)
-    inverse = inverse.reshape(addresses.shape)
-    return [[doc_ids[i] for i in row] for row in inverse], [[chunks[i] for i in row] for row in inverse]
+    ordinals = unique >> 32
+    shard_of = {ordinal: index for index, ordinal in enumerate(snapshot.shards["ordinal"].to_pylist())}
+    schema = pa.schema([_plain(snapshot.schema.field(name)) for name in names])
+    tables = [schema.empty_table()]
+    for ordinal in np.unique(ordinals).tolist():
+        rows = unique[ordinals == ordinal] & 0xFFFFFFFF
+        tables.append(_read_columns(snapshot, shard_of[ordinal], names).take(pa.array(rows)).cast(schema))
+    return pa.concat_tables(tables).take(pa.array(inverse.reshape(-1)))
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A dictionary-encoded column as what it stands for: each shard has a dictionary of its own."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def _read_columns(snapshot: Snapshot, shard_index: int, names: Sequence[str]) -> pa.Table:
+    file = snapshot.shards["file"][shard_index].as_py()
+    with _present(snapshot, file), snapshot.storage.open(file) as source:
+        return pq.ParquetFile(source, pre_buffer=True).read(columns=list(names)).select(list(names))

@@ -6,6 +6,7 @@ Never glob a store: files of attempts that do not count lie beside the current o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.snapshots.manifest import SHARDS_SCHEMA, SPLITS_SCHEMA, Manifest, latest, read_manifest, read_table
+from pipeline.snapshots.manifest import (
+    SHARDS_SCHEMA,
+    SPLITS_SCHEMA,
+    Manifest,
+    latest,
+    manifest_numbers,
+    read_manifest,
+    read_table,
+)
 from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
 
@@ -82,8 +91,11 @@ def open_snapshot(uri: str, storage_options: Mapping[str, Any] | None = None, *,
         StoreError: no store, no snapshot yet, no such snapshot, or a format newer than this reader.
     """
     storage = Storage(uri, storage_options)
-    open_store(storage, None, create=False)
-    return snapshot_of(storage, number=number)
+    with ThreadPoolExecutor(1) as pool:  # store.json beside the listing of manifests: one round trip less
+        listing = pool.submit(manifest_numbers, storage)
+        open_store(storage, None, create=False)
+        numbers = listing.result()
+    return snapshot_of(storage, number=number if number is not None or not numbers else numbers[-1])
 
 
 def snapshot_of(storage: Storage, *, number: int | None = None) -> Snapshot:

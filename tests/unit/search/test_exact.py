@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,10 @@ from hypothesis import strategies as st
 
 import pipeline.search.exact
 from pipeline.errors import StoreError, UsageError
-from pipeline.schema import embedding_schema
 from pipeline.search import exact_search
 from pipeline.snapshots.reader import Snapshot
 from pipeline.uris import Storage
-from pipeline.write import shard_bytes
+from tests.snapshots import make_snapshot
 
 DIM = 8
 
@@ -27,29 +25,8 @@ def unit(num: int, seed: int) -> npt.NDArray[np.float32]:
     return cast("npt.NDArray[np.float32]", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def make_snapshot(folder: Path, shards: list[npt.NDArray[np.float32]], dtype: str = "float32") -> Snapshot:
-    """What a search needs of a snapshot, over real shards."""
-    storage, rows, number = Storage(str(folder)), [], 0
-    schema = embedding_schema(DIM, dtype, pa.schema([]), keep_text=False)
-    for index, vectors in enumerate(shards):
-        num = len(vectors)
-        columns: dict[str, Any] = {name: [b"0" * 16] * num for name in ("content_hash", "row_hash")}
-        item = pa.list_(pa.field("element", pa.float32(), nullable=False), DIM)
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=item)
-        columns["doc_id"] = pa.array([f"d{number + row}" for row in range(num)], pa.string())
-        columns |= {name: pa.array([0] * num, pa.int32()) for name in ("chunk_index", "num_chunks", "num_tokens")}
-        columns |= {name: pa.array([0] * num, pa.int64()) for name in ("char_begin", "char_end")}
-        columns["truncated"] = pa.array([False] * num, pa.bool_())
-        typed = {
-            name: pa.array(columns[name], schema.field(name).type) if name.endswith("hash") else columns[name]
-            for name in schema.names
-        }
-        shard = shard_bytes(pa.table(typed), schema)
-        storage.put(f"s{index}", shard.data)
-        rows.append({"file": f"s{index}", "num_rows": num, "vector_begin": shard.vector_begin})
-        number += num
-    table = pa.Table.from_pylist(rows)
-    return cast(Snapshot, SimpleNamespace(storage=storage, shards=table, dim=DIM, dtype=dtype))
+def snapshot_in(folder: Path, shards: list[npt.NDArray[np.float32]], dtype: str = "float32") -> Snapshot:
+    return make_snapshot(Storage(str(folder)), shards, dtype=dtype)
 
 
 @settings(max_examples=25, deadline=None)
@@ -61,7 +38,7 @@ def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(
     everything, queries = np.concatenate(shards), unit(3, 99)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.search.exact, "_MAX_SCORES", max_scores)
-        found = exact_search(make_snapshot(tmp_path_factory.mktemp("s"), shards), queries, k)
+        found = exact_search(snapshot_in(tmp_path_factory.mktemp("s"), shards), queries, k)
     scores = queries @ everything.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     assert found.doc_ids == [[f"d{index}" for index in row] for row in order]
@@ -70,31 +47,43 @@ def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(
 
 def test_scores_of_float16_are_cosines(tmp_path: Path) -> None:
     vectors = unit(50, 1)
-    found = exact_search(make_snapshot(tmp_path, [vectors], "float16"), vectors[:5], 1)
+    found = exact_search(snapshot_in(tmp_path, [vectors], "float16"), vectors[:5], 1)
     assert found.doc_ids == [[f"d{row}"] for row in range(5)]
     assert np.all(found.scores <= 1)
     np.testing.assert_allclose(found.scores, 1, atol=1e-6)
 
 
+def test_kept_columns_with_dictionaries_of_their_own_are_answered_plain(tmp_path: Path) -> None:
+    shards = [unit(20, 1), unit(20, 2)]
+    lang = pa.dictionary(pa.int32(), pa.string())
+    snapshot = make_snapshot(Storage(str(tmp_path)), shards, lang=lang)
+    found = exact_search(snapshot, unit(3, 3), 40, "lang = 'de'")
+    assert found.rows.schema.field("lang").type == pa.string()
+    assert {columns["lang"] for row in found.kept for columns in row} == {"de"}
+
+
 def test_a_damaged_shard_is_named_never_answered_from(tmp_path: Path) -> None:
-    snapshot = make_snapshot(tmp_path, [unit(20, 1)])
-    (tmp_path / "s0").write_bytes((tmp_path / "s0").read_bytes()[:200])
-    with pytest.raises(StoreError, match="s0 ends early"):
+    snapshot = snapshot_in(tmp_path, [unit(20, 1)])
+    path = tmp_path / snapshot.shards["file"][0].as_py()
+    assert snapshot.dim == DIM
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(StoreError, match="00.parquet ends early"):
         exact_search(snapshot, unit(1, 2), 3)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = make_snapshot(tmp_path, [unit(20, 1), unit(20, 2)])
-    (tmp_path / "s1").rename(tmp_path / "away")
-    with pytest.raises(StoreError, match=f"shard s1 is missing from the store {tmp_path}"):
+    snapshot = snapshot_in(tmp_path, [unit(20, 1), unit(20, 2)])
+    path = tmp_path / snapshot.shards["file"][1].as_py()
+    path.rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=f"01.parquet is missing from the store {tmp_path}"):
         exact_search(snapshot, unit(1, 2), 3)
 
     def then_gone(storage: Storage, name: str) -> None:  # between the vectors and the ids
         raise FileNotFoundError(f"not found: {name}")
 
-    (tmp_path / "away").rename(tmp_path / "s1")
+    (tmp_path / "away").rename(path)
     monkeypatch.setattr(Storage, "open", then_gone)
-    with pytest.raises(StoreError, match="shard s. is missing"):
+    with pytest.raises(StoreError, match="parquet is missing"):
         exact_search(snapshot, unit(1, 2), 3)
 
 
@@ -105,4 +94,4 @@ def test_what_cannot_be_searched_is_refused(
     queries: npt.NDArray[np.float32], k: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        exact_search(make_snapshot(tmp_path, [unit(20, 1)]), queries, k)
+        exact_search(snapshot_in(tmp_path, [unit(20, 1)]), queries, k)

@@ -1,0 +1,59 @@
+"""How an index is searched: from what was asked, and from the recall it was measured at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import UsageError
+from pipeline.index.description import IndexDescription, Recall
+from pipeline.index.gate import cheapest
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What a search does.
+
+    Attributes:
+        nprobe: lists read for each query; more only while fewer than k rows are found.
+        rerank: how many of the best by code are compared by their vectors; 0: none.
+        measured: the recall at this setting, or at the nearest cheaper one; None: cheaper than all measured.
+    """
+
+    nprobe: int
+    rerank: int
+    measured: Recall | None
+
+
+def choose_probing(description: IndexDescription, nprobe: int | None, recall: float | None) -> Probing:
+    """The index's own settings; or the number of lists asked for; or the cheapest that reach a recall@10.
+
+    Raises:
+        UsageError: both are given, out of range, or more than was measured.
+    """
+    if nprobe is not None and recall is not None:
+        raise UsageError("give nprobe or recall, not both")
+    if nprobe is not None and not 1 <= nprobe <= description.nlist:
+        raise UsageError(f"nprobe must be from 1 to the number of lists, {description.nlist}: {nprobe}")
+    if recall is not None:
+        if not 0 < recall <= 1:
+            raise UsageError(f"recall must be above 0, and at most 1: {recall}")
+        found = _cheapest(description, recall)
+        return Probing(found.nprobe, found.rerank, found)
+    rerank = description.search.rerank
+    nprobe = nprobe or description.search.nprobe
+    below = [row for row in description.measured.table if row.rerank == rerank and row.nprobe <= nprobe]
+    return Probing(nprobe, rerank, max(below, key=lambda row: row.nprobe, default=None))
+
+
+def _cheapest(description: IndexDescription, recall: float) -> Recall:
+    table = description.measured.table
+    num_bytes = description.num_rows * description.num_code_bytes
+    found = cheapest(table, num_bytes, recall)
+    if found is None:
+        best = max(table, key=lambda row: min(row.recall_at_10, row.chosen_by))
+        reached = min(best.recall_at_10, best.chosen_by)
+        raise UsageError(
+            f"recall {recall} is above what the index was measured to reach, {reached:.4f} (nprobe {best.nprobe}, "
+            f"rerank {best.rerank}); ask for at most {int(reached * 1000) / 1000}, or search with --exact"
+        )
+    return found
