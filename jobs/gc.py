@@ -27,7 +27,7 @@ def main(target: str, overrides: tuple[str, ...], delete: bool, keep: int, every
 
 
 def _text(figures: dict[str, Any]) -> str:
-    kinds = ("records", "shards", "quarantine_files", "tables", "run_files", "temporary_files")
+    kinds = ("records", "shards", "quarantine_files", "tables", "index_files", "run_files", "temporary_files")
     counts = ", ".join(f"{figures[kind]:,} {kind.replace('_', ' ')}" for kind in kinds)
     verb = "deleted" if figures["deleted"] else "would delete"
     lines = [f"{verb} {counts}: {figures['bytes']:,} bytes"]

@@ -19,6 +19,8 @@ manifests. What a crash just after each step leaves, and who cleans it:
     splits table          two tables no manifest names                writes its own          gc (orphans)
     manifest              a snapshot, whole                           finds nothing to do     nobody: it counts
     run.json "finished"   the same                                    finds nothing to do     gc, with the run
+    work of an index      intermediates and parts, with records       takes what is recorded  gc, once it is listed
+    index.json            an index that no manifest names             publishes it            gc, with its rows
 
 A reader needs the manifest alone and so sees a snapshot whole or not at all. Two publishers that
 planned on the same parent want the same number; storage lets one have it. Whoever does not get it
@@ -30,9 +32,8 @@ this run ends (exit 4), its records kept for the next.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -45,11 +46,13 @@ from pipeline.snapshots.manifest import (
     SHARDS_SCHEMA,
     SPLITS_SCHEMA,
     Accounting,
+    IndexRef,
     Manifest,
     manifest_name,
     put_table,
     read_manifest,
     read_table,
+    utc_now,
 )
 from pipeline.snapshots.records import Record
 from pipeline.snapshots.table import RecordTable
@@ -169,7 +172,7 @@ def _put_tables(
         kind="embed",
         commit_id=publication.commit_id,
         run_id=publication.run_id,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created_at=utc_now(),
         encoder=dict(publication.encoder),
         encoder_fp=publication.encoder_fp,
         shard_fp=publication.shard_fp,
@@ -178,7 +181,7 @@ def _put_tables(
         next_ordinal=next_ordinal,
         shards=put_table(storage, f"{stem}.shards.parquet", books.shards),
         splits=put_table(storage, f"{stem}.splits.parquet", books.splits),
-        index=parent.index if parent else None,
+        index=_carried_index(parent, publication.encoder_fp),
         victims=parent.victims if parent else None,
         accounting=accounting,
         versions=dict(publication.versions),
@@ -213,11 +216,32 @@ def try_number(storage: Storage, draft: Manifest) -> Manifest | None:
     return None if found.commit_id == draft.commit_id else found
 
 
+def _carried_index(parent: Manifest | None, encoder_fp: str) -> IndexRef | None:
+    """The parent's index, which goes on serving the rows it was built of, until the next `index`.
+
+    Else nothing could be searched between the two; answers come from it alone, and say so. But not from the
+    vectors of another encoder: queries of this one compare to nothing there.
+    """
+    return parent.index if parent and parent.encoder_fp == encoder_fp else None
+
+
 def _on_top_of(draft: Manifest, winner: Manifest, books: Books) -> Manifest:
     """The draft as successor of a manifest that took its number but changed no row."""
-    doomed = frozenset(winner.victims or ())
     tables = [draft.shards.file, draft.splits.file]
-    if not doomed.isdisjoint(books.shards["file"].to_pylist() + books.splits["quarantine_file"].to_pylist() + tables):
+    _refuse_loss(winner, books.shards["file"].to_pylist() + books.splits["quarantine_file"].to_pylist() + tables)
+    return draft.model_copy(
+        update={
+            "snapshot_id": winner.snapshot_id + 1,
+            "parent_id": winner.snapshot_id,
+            "index": _carried_index(winner, draft.encoder_fp),
+            "victims": winner.victims,
+        }
+    )
+
+
+def _refuse_loss(winner: Manifest, files: Iterable[str]) -> None:
+    """Refuse to publish on top of a manifest that dooms one of these files, or changed rows."""
+    if not frozenset(winner.victims or ()).isdisjoint(files):
         raise ConflictError(
             f"run {winner.run_id} ({winner.kind}) is deleting files of this run; nothing was published here: "
             "run the same command again"
@@ -225,13 +249,33 @@ def _on_top_of(draft: Manifest, winner: Manifest, books: Books) -> Manifest:
     if winner.kind in ("embed", "rollback"):
         raise ConflictError(
             f"run {winner.run_id} published snapshot {winner.snapshot_id} ({winner.kind}) first; nothing was published "
-            "here, and what was encoded is kept: run the same command again"
+            "here, and what was done is kept: run the same command again"
         )
-    return draft.model_copy(
-        update={
-            "snapshot_id": winner.snapshot_id + 1,
-            "parent_id": winner.snapshot_id,
-            "index": winner.index,
-            "victims": winner.victims,
-        }
-    )
+
+
+def publish_index(
+    storage: Storage, current: Manifest, index: IndexRef, files: Collection[str], run_id: str
+) -> Manifest:
+    """Put the manifest of an index: the snapshot as it is, with that index.
+
+    Args:
+        storage: rooted at the store.
+        current: the snapshot that was indexed, or an index or a gc on top of it.
+        index: built of its rows.
+        files: what it lists.
+        run_id: whose it is.
+
+    Raises:
+        ConflictError: an embed or a rollback was published meanwhile: the index is not of the current rows; or a gc
+            deletes what it lists.
+        StorageFault: storage failed, and nothing of ours was published.
+    """
+    draft = current.successor("index", run_id, index=index)
+    while True:
+        winner = try_number(storage, draft)
+        if winner is None:
+            return draft
+        _refuse_loss(winner, [*files, current.shards.file, current.splits.file])
+        if winner.index == index:
+            return winner
+        draft = winner.successor("index", run_id, index=index)

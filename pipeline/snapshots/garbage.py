@@ -1,7 +1,8 @@
 """What lies in a store and is needed by nobody: found by names, with hardly a request besides listings.
 
 Kept are the newest N snapshots that differ (an index or a gc changes no row, and counts with its
-parent), and with each its tables, embedding shards, quarantine files and records. Of the rest:
+parent), and with each its tables, embedding shards, quarantine files and records; and those of the
+snapshot that its index serves, where that is an older one: answers come from its vectors. Of the rest:
 
     published     an attempt that only snapshots list that are not kept                garbage
     beaten        another attempt of the same cut is listed or chosen before it        garbage
@@ -9,6 +10,7 @@ parent), and with each its tables, embedding shards, quarantine files and record
     broken        a record whose shard is gone                                         garbage
     unpublished   a finished attempt that no snapshot ever listed: what an             kept, for it has
                   interrupted or a refused run will go on from                         been paid for
+    indexes       see pipeline.snapshots.index_garbage
     tables        of snapshots that are not kept, or that no manifest names            garbage
     run folders   of runs that have ended; a journal once none of its records is left  garbage
 
@@ -25,8 +27,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from pipeline.errors import StoreError
+from pipeline.snapshots.index_garbage import find_index_garbage
 from pipeline.snapshots.journal import journalled_names
-from pipeline.snapshots.manifest import SHARDS_SCHEMA, Manifest, manifest_numbers, read_manifest, read_table
+from pipeline.snapshots.manifest import (
+    SHARDS_SCHEMA,
+    IndexRef,
+    Manifest,
+    manifest_numbers,
+    read_manifest,
+    read_table,
+)
 from pipeline.snapshots.records import Record, choose, parse_record_name
 from pipeline.uris import Storage
 
@@ -43,6 +53,8 @@ class Garbage:
 
     attempts: list[str] = field(default_factory=list)
     """Records and files; of each attempt the record comes first."""
+    indexes: list[str] = field(default_factory=list)
+    """What lies in `indexes/`."""
     tables: list[str] = field(default_factory=list)
     """To be deleted after the attempts: they tell which of those were published."""
     runs: list[str] = field(default_factory=list)
@@ -57,7 +69,7 @@ class Garbage:
     @property
     def names(self) -> list[str]:
         """All that may be deleted, in the order in which it has to be."""
-        return [*self.attempts, *self.tables, *self.runs]
+        return [*self.attempts, *self.indexes, *self.tables, *self.runs]
 
 
 def find_garbage(
@@ -87,6 +99,7 @@ def find_garbage(
         if place := _place(info.name):
             records[info.name], places[info.name] = info.size, place
     tables = {info.name: info.size for info in storage.scan("snapshots") if _TABLE_NAME.fullmatch(info.name)}
+    indexes = {info.name: info.size for info in storage.scan("indexes")}
     history = _read_history(storage, current, keep, tables)
     judge = _Judge(storage, history, frozenset(name for names in files.values() for name in names), places, everything)
     garbage = Garbage(tables=history.garbage_tables, kept_snapshots=history.kept_snapshots)
@@ -97,11 +110,12 @@ def find_garbage(
     for place in sorted(doomed):
         garbage.attempts += [*doomed[place], *files.get(place, ())]
     runs = {info.name: info.size for info in storage.scan("runs") if info.name.split("/")[1] in ended_runs}
+    garbage.indexes = find_index_garbage(storage, indexes, history.indexes, history.kept_rows, everything=everything)
     left = records.keys() - frozenset(garbage.attempts)
     for name in sorted(runs):
         if not name.endswith(".parquet") or left.isdisjoint(_journalled(storage, name)):
             garbage.runs.append(name)
-    all_sizes = {**sizes, **records, **tables, **runs}
+    all_sizes = {**sizes, **records, **indexes, **tables, **runs}
     garbage.num_bytes = sum(all_sizes[name] for name in garbage.names)
     return garbage
 
@@ -127,35 +141,58 @@ class _History:
     published: frozenset[str]
     """Of those that only other snapshots list."""
     garbage_tables: list[str]
+    indexes: list[IndexRef]
+    """That kept snapshots name."""
+    kept_rows: frozenset[str]
+    """The `rows_fp` of kept snapshots."""
 
 
 def _read_history(storage: Storage, current: Manifest, keep: int, tables: Mapping[str, int]) -> _History:
     """What the log of manifests tells, read from the highest number down, as far as there are tables."""
-    kept_snapshots: list[int] = []
+    kept_manifests: list[Manifest] = []
+    wanted_tables: set[str] = set()  # of the snapshots that are kept for themselves
+    indexes: list[IndexRef] = []  # of those
+    served: set[int] = set()  # the snapshots that these are of
     kept_tables: set[str] = set()
     kept: set[str] = set()
     published: set[str] = set()
     garbage_tables, unseen = set(tables), set(tables)
     for number in sorted(manifest_numbers(storage), reverse=True):
         # A manifest's number is never below that of its tables; it is above where others came first.
-        if len(kept_tables) >= keep and not any(int(_number(name)) <= number for name in unseen):
+        has_more = any(int(_number(name)) <= number for name in unseen) or min(served, default=number + 1) <= number
+        if len(wanted_tables) >= keep and not has_more:
             break
         manifest = current if number == current.snapshot_id else read_manifest(storage, number)
         own = {manifest.shards.file, manifest.splits.file}
-        is_kept = manifest.shards.file in kept_tables
-        if not is_kept and len(kept_tables) < keep:
+        is_wanted = manifest.shards.file in wanted_tables
+        if not is_wanted and len(wanted_tables) < keep:
             # Of one that was dropped before, the manifest alone is left. The current one must be whole.
-            is_kept = number == current.snapshot_id or own <= tables.keys()
+            is_wanted = number == current.snapshot_id or own <= tables.keys()
+        is_kept = is_wanted or manifest.shards.file in kept_tables or (number in served and own <= tables.keys())
         into = kept if is_kept else published
         if manifest.shards.file not in kept_tables and (is_kept or manifest.shards.file in unseen):
             shards = read_table(storage, manifest.shards, SHARDS_SCHEMA)
             into.update(_FILE_NAME.sub(r"\g<place>", name) for name in shards["file"].to_pylist())
         if is_kept:
-            kept_snapshots.append(number)
             kept_tables.add(manifest.shards.file)
             garbage_tables -= own
+        if is_wanted:
+            is_newest = manifest.shards.file not in wanted_tables
+            wanted_tables.add(manifest.shards.file)
+            kept_manifests.append(manifest)
+            # One of older rows was carried along only until these rows had their own.
+            if manifest.index and (is_newest or manifest.index.file.startswith(f"indexes/{manifest.rows_fp}-")):
+                indexes.append(manifest.index)
+                served.add(manifest.index.snapshot_id)
         unseen -= own
-    return _History(kept_snapshots, frozenset(kept), frozenset(published - kept), sorted(garbage_tables))
+    return _History(
+        [manifest.snapshot_id for manifest in kept_manifests],
+        frozenset(kept),
+        frozenset(published - kept),
+        sorted(garbage_tables),
+        indexes,
+        frozenset(manifest.rows_fp for manifest in kept_manifests),
+    )
 
 
 def _number(table_name: str) -> str:

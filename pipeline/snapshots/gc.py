@@ -3,7 +3,7 @@
     1  finish    the victims of the current manifest are deleted (again): a gc may have been killed
     2  find      what is garbage now (see pipeline.snapshots.garbage)
     3  commit    up to 10,000 names, the victims, as the next manifest; it changes no row
-    4  delete    their records, then files, then tables, then what runs left; on with 3
+    4  delete    their records, then files, then indexes, then tables, then what runs left; on with 3
 
 The lease keeps embeds away, to spare them the work; the victims keep them safe. A run that plans on
 a manifest ignores its victims. One that planned before finds the number taken when it publishes, and
@@ -24,16 +24,15 @@ gc to gc; and in rounds, so that a million names make a hundred manifests of a m
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 from pipeline.errors import StoreError, UsageError
 from pipeline.snapshots.commit import try_number
 from pipeline.snapshots.garbage import Garbage, find_garbage
+from pipeline.snapshots.index_garbage import in_steps
 from pipeline.snapshots.lease import Lease, Timing, new_run_id, read_runs
 from pipeline.snapshots.manifest import Manifest, latest
 from pipeline.uris import Storage
@@ -43,8 +42,8 @@ log = logging.getLogger(__name__)
 MAX_VICTIMS = 10_000
 """Names in one manifest; whoever reads the snapshot reads them with it."""
 
-_ORDER = ("records", "embeddings", "quarantine", "snapshots", "runs")
-_WRITTEN_BY_RUNS = ("records", "embeddings", "quarantine", "snapshots")
+_ORDER = ("records", "embeddings", "quarantine", "indexes", "snapshots", "runs")
+_WRITTEN_BY_RUNS = ("records", "embeddings", "quarantine", "indexes", "snapshots")
 
 
 def gc(
@@ -95,7 +94,7 @@ def collect(
         garbage = find_garbage(storage, current, keep=keep, everything=everything, ended_runs=ended_runs)
         lost = False
         for victims in _rounds(garbage.names):
-            draft = _successor(current, run_id, victims)
+            draft = current.successor("gc", run_id, victims=tuple(victims))
             winner = try_number(storage, draft)
             if winner is not None:
                 log.info("snapshot %d (%s) came first; looking again", winner.snapshot_id, winner.kind)
@@ -109,25 +108,16 @@ def collect(
             return _figures(current, garbage, leftovers, deleted=True)
 
 
+def finish_indexes(storage: Storage, current: Manifest) -> None:
+    """Delete what a gc that may have been killed has doomed of indexes: nobody is to go on with it, or publish it."""
+    _delete(storage, [name for name in current.victims or () if name.startswith("indexes/")])
+
+
 def _current(storage: Storage) -> Manifest:
     manifest = latest(storage)
     if manifest is None:
         raise StoreError(f"no snapshot yet in {storage.uri}, so nothing is known to be garbage")
     return manifest
-
-
-def _successor(current: Manifest, run_id: str, victims: Iterable[str]) -> Manifest:
-    return current.model_copy(
-        update={
-            "snapshot_id": current.snapshot_id + 1,
-            "parent_id": current.snapshot_id,
-            "kind": "gc",
-            "commit_id": secrets.token_hex(16),
-            "run_id": run_id,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "victims": tuple(victims),
-        }
-    )
 
 
 def _rounds(names: Iterable[str]) -> Iterator[list[str]]:
@@ -142,8 +132,8 @@ def _delete(storage: Storage, names: Iterable[str]) -> None:
     for name in names:
         by_folder[name.split("/")[0]].append(name)
     for folder in _ORDER:
-        if by_folder[folder]:
-            storage.delete(by_folder[folder])
+        for some in in_steps(by_folder[folder]):
+            storage.delete(some)
 
 
 def _figures(current: Manifest, garbage: Garbage, leftovers: Collection[str], *, deleted: bool) -> dict[str, Any]:
@@ -155,6 +145,7 @@ def _figures(current: Manifest, garbage: Garbage, leftovers: Collection[str], *,
         "shards": counts["embeddings"],
         "quarantine_files": counts["quarantine"],
         "tables": counts["snapshots"],
+        "index_files": counts["indexes"],
         "run_files": counts["runs"],
         "temporary_files": len(leftovers),
         "bytes": garbage.num_bytes,

@@ -7,7 +7,10 @@ put once, by a conditional put, and never changed.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
@@ -148,9 +151,31 @@ class Manifest(_Part):
     versions: dict[str, str]
     config: dict[str, Any]
 
+    @property
+    def rows_fp(self) -> str:
+        """16 hex digits: snapshots of the same rows, by the same encoder, have the same."""
+        return hashlib.blake2b(f"{self.encoder_fp} {self.shards.checksum}".encode(), digest_size=8).hexdigest()
+
+    def successor(self, kind: Literal["index", "gc"], run_id: str, **changes: Any) -> Manifest:
+        """The next manifest, of the same rows; `changes` are fields."""
+        update = {
+            "snapshot_id": self.snapshot_id + 1,
+            "parent_id": self.snapshot_id,
+            "kind": kind,
+            "commit_id": secrets.token_hex(16),
+            "run_id": run_id,
+            "created_at": utc_now(),
+        }
+        return self.model_copy(update=update | changes)
+
     def to_json(self) -> bytes:
         """As `read_manifest` reads it."""
         return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+
+
+def utc_now() -> str:
+    """Now, as RFC 3339, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def manifest_name(number: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -68,9 +68,9 @@ class Snapshot:
         return int(self.schema.field("vector").type.list_size)
 
     @property
-    def dtype(self) -> str:
-        """What vectors are stored as: "float16" or "float32"."""
-        return {"halffloat": "float16", "float": "float32"}[str(self.schema.field("vector").type.value_type)]
+    def dtype(self) -> Literal["float16", "float32"]:
+        """What vectors are stored as."""
+        return "float16" if self.schema.field("vector").type.value_type == pa.float16() else "float32"
 
     def dataset(self) -> ds.Dataset:
         """A pyarrow dataset of exactly the current rows."""
