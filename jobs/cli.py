@@ -6,10 +6,11 @@ stdout carries the answer, stderr log and progress. Exit codes: see pipeline.err
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -24,6 +25,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 JOBS = {
     "embed": "publish a snapshot: first run, resume, nightly and backfill",
     "plan": "files, documents, tokens, time and cost before a run",
+    "index": "build the ANN index of the current snapshot",
     "search": "answer queries from the current snapshot",
     "status": "look at a store; --files lists the shards for other engines",
     "verify": "audit a snapshot from storage alone",
@@ -35,7 +37,6 @@ JOBS = {
 }
 
 LATER_JOBS = {
-    "index": "build the ANN index",
     "rollback": "step back to an earlier snapshot",
 }
 
@@ -128,6 +129,15 @@ def log_format_option(command: _Command) -> _Command:
         callback=lambda ctx, param, value: set_up_logging(value),
         help="Log lines on stderr as text, or one JSON object each.",
     )(command)
+
+
+def show_outcome(outcome: Mapping[str, Any], summary: str) -> None:
+    """The end of a run: for a person on stderr, for a program as one JSON line on stdout."""
+    if log_format() == "json":
+        log.info("%s", summary, extra={"outcome": outcome})
+    else:
+        print(summary, file=sys.stderr)
+    print(json.dumps(outcome), flush=True)
 
 
 def _tell(sentence: str) -> None:

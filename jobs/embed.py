@@ -5,19 +5,12 @@ First run, resume, nightly and backfill are this one command.
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-
 import click
 
-from jobs.cli import log_format_option, run
+from jobs.cli import log_format_option, run, show_outcome
 from pipeline.config import load_config
 from pipeline.embed import embed
-from pipeline.logs import log_format
 from pipeline.report import summary
-
-log = logging.getLogger(__name__)
 
 
 @click.command(name="embed")
@@ -32,11 +25,7 @@ log = logging.getLogger(__name__)
 def main(config: str, overrides: tuple[str, ...], limit: int | None, retry_quarantined: bool, verbose: bool) -> None:
     """Publish a snapshot of the corpus that CONFIG describes; run again, it goes on where it was."""
     outcome = embed(load_config(config, overrides), limit=limit, retry_quarantined=retry_quarantined, quiet=not verbose)
-    if log_format() == "json":
-        log.info("%s", summary(outcome), extra={"outcome": outcome})
-    else:
-        print(summary(outcome), file=sys.stderr)
-    print(json.dumps(outcome), flush=True)
+    show_outcome(outcome, summary(outcome))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import logging
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
@@ -24,11 +25,51 @@ _LINE_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.5
 
 
-class Progress:
-    """Counts what comes out of a run's flows, and shows it from a thread of its own: also while a split is long.
+class _Shown(ABC):
+    """Shows a line from a thread of its own: also while what is counted takes long.
 
     On a terminal it is one line that changes; elsewhere a log line every ten seconds.
     """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        is_terminal = self._stream.isatty() and log_format() == "text"
+        self._every_s = _REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S
+        self._started = time.monotonic()
+        self._bar = tqdm(file=self._stream, disable=not is_terminal, bar_format="{desc}", leave=False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="vecmill-progress", daemon=True)
+
+    @abstractmethod
+    def line(self) -> str:
+        """The progress as one line for a person."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._bar.close()
+
+    def _show(self) -> None:
+        while not self._stop.wait(self._every_s):
+            if self._bar.disable:
+                log.info("%s", self.line())
+            else:
+                self._bar.set_description_str(self.line())
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started
+
+
+class Progress(_Shown):
+    """Counts what comes out of the flows of an `embed`, and shows it."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.num_splits = 0
@@ -41,24 +82,7 @@ class Progress:
         self.num_padded_tokens = 0
         self.encode_s = 0.0
         self.encoder_peak_bytes = 0
-        self._stream = stream or sys.stderr
-        is_terminal = self._stream.isatty() and log_format() == "text"
-        self._every_s = _REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S
-        self._started = time.monotonic()
-        self._bar = tqdm(file=self._stream, disable=not is_terminal, bar_format="{desc}", leave=False)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="vecmill-progress", daemon=True)
-
-    def __enter__(self) -> Progress:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._bar.close()
+        super().__init__(stream)
 
     def expect(self, num_splits: int, num_bytes: int, num_encoders: int) -> None:
         """A flow begins.
@@ -92,18 +116,6 @@ class Progress:
         self.encode_s += encode_s
         self.encoder_peak_bytes = max(self.encoder_peak_bytes, encoder_peak_bytes)
 
-    def _show(self) -> None:
-        while not self._stop.wait(self._every_s):
-            if self._bar.disable:
-                log.info("%s", self.line())
-            else:
-                self._bar.set_description_str(self.line())
-
-    @property
-    def seconds(self) -> float:
-        """Since the flow began."""
-        return time.monotonic() - self._started
-
     def figures(self) -> dict[str, Any]:
         """The counts, and the rates made from them; what `run.json` carries as progress."""
         seconds = max(self.seconds, 1e-9)
@@ -134,6 +146,42 @@ class Progress:
         )
 
 
+class StageProgress(_Shown):
+    """Counts the tasks of the stages of an `index`, one stage after the other, and shows them."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stage = ""
+        self._num_tasks = self._num_done = 0
+        self._stage_started = time.monotonic()
+        super().__init__(stream)
+
+    def expect(self, stage: str, num_tasks: int) -> None:
+        """A stage begins."""
+        self._stage, self._num_tasks, self._num_done = stage, num_tasks, 0
+        self._stage_started = time.monotonic()
+
+    def add(self) -> None:
+        """One task of it is done."""
+        self._num_done += 1
+
+    def figures(self) -> dict[str, Any]:
+        """What `run.json` carries as progress."""
+        return {"stage": self._stage, "tasks": self._num_tasks, "tasks_done": self._num_done}
+
+    def line(self) -> str:
+        """The progress as one line for a person."""
+        gone = tqdm.format_interval(self.seconds)
+        if not self._stage:
+            return f"{gone} gone"
+        if self._num_done == self._num_tasks:
+            return f"{self._stage} done · {gone} gone"
+        left = "?"
+        if self._num_done:
+            per_task = (time.monotonic() - self._stage_started) / self._num_done
+            left = tqdm.format_interval(per_task * (self._num_tasks - self._num_done))
+        return f"{self._stage} {self._num_done}/{self._num_tasks} · {gone} gone, {left} left of this stage"
+
+
 def summary(outcome: Mapping[str, Any]) -> str:
     """The end of a run, for a person; `outcome` is the JSON line of `embed`."""
     if not outcome["published"]:
@@ -153,3 +201,18 @@ def summary(outcome: Mapping[str, Any]) -> str:
             f"{outcome['encoder_peak_bytes'] / 2**20:,.0f} MiB"
         )
     return f"{head}\n  {'; '.join([counts, *more])}{rates}\n  {outcome['seconds']:.1f} s"
+
+
+def index_summary(outcome: Mapping[str, Any]) -> str:
+    """The end of a run, for a person; `outcome` is the JSON line of `index`."""
+    if not outcome["published"]:
+        head = f"nothing to do: snapshot {outcome['snapshot_id']} has this index"
+    else:
+        head = f"published the index as snapshot {outcome['snapshot_id']} to {outcome['store_uri']}"
+    low, high = outcome["recall_interval"]
+    return (
+        f"{head}\n  {outcome['num_rows']:,} rows as {outcome['codec']} in {outcome['nlist']:,} lists, "
+        f"{outcome['num_bytes']:,} bytes\n  recall@10 {outcome['recall_at_10']:.4f} ({low:.4f} to {high:.4f}) of "
+        f"{outcome['queries']}, at nprobe {outcome['nprobe']} and rerank {outcome['rerank']}, which read "
+        f"{outcome['read_ratio']:.1%} of the codes\n  {outcome['seconds']:.1f} s"
+    )

@@ -142,12 +142,13 @@ class Cluster(Section):
 
 
 class Index(Section):
-    """The ANN index (not built yet; the keys are accepted so that one config serves all jobs)."""
+    """The ANN index."""
 
     recall_target: float = Field(default=0.95, gt=0, le=1)
     codec: Literal["auto", "float16", "sq8", "rabitq"] = "auto"
     nlist: Literal["auto"] | int = "auto"
     queries: str | None = None
+    """A file of queries to measure recall with: JSONL of `{id, text}`, a path or a URI."""
 
 
 class Limits(Section):

@@ -23,6 +23,7 @@ from pipeline.config import Cluster, PoolSize
 from pipeline.errors import ClusterError, ClusterGone, EnvironmentFault
 from pipeline.parallel import num_cores
 from pipeline.signals import handlers_kept
+from pipeline.uris import Storage
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,18 @@ def _listens(address: str) -> bool:
     except OSError:
         return True  # a network that hiccups is Ray's to judge
     return True
+
+
+def check_shared(store: Storage, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse a store that the nodes cannot share.
+
+    Raises:
+        ClusterError: it is local, and there are several.
+    """
+    if len(nodes) > 1 and store.is_local:
+        raise ClusterError(
+            f"a local store on a cluster of {len(nodes)} nodes: {store.uri}; give a store.uri on object storage"
+        )
 
 
 def plan_pool(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import ClusterError, ClusterGone, EnvironmentFault, Interrupted, UsageError, VecmillError
-from pipeline.flow.cluster import PoolPlan, alive_nodes, connected, is_answering, node_answers, plan_pool
+from pipeline.errors import EnvironmentFault, Interrupted, UsageError, VecmillError
+from pipeline.flow.cluster import PoolPlan, alive_nodes, check_shared, connected, node_answers, plan_pool
 from pipeline.flow.context import FlowContext
 from pipeline.flow.embed import run_flow
 from pipeline.flow.ledger import work_id
-from pipeline.flow.pulse import Watchdog, read_beat
+from pipeline.flow.pulse import read_beat
 from pipeline.flow.rows import SplitReport, Work, Written
+from pipeline.flow.watch import STALL_S, Watch
 from pipeline.logs import log_split
 from pipeline.report import Progress
 from pipeline.signals import interruptible
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 # Splits that may fail before the run stops: one is bad luck, this many is storage that is gone.
 _MAX_FAILED_SPLITS = 8
-
-# Long enough for a cluster to bring up nodes, short beside what idle GPUs cost until somebody looks.
-STALL_S = 900.0
 
 
 @dataclass
@@ -93,7 +90,7 @@ class FlowSession:
         self._pool = self._fit(context)
         drive, progress = Drive(), self._progress
         progress.expect(len(work), sum(item.split.num_bytes for item in work), self._pool.max_size)
-        watchdog = _Watch(lambda: (read_beat(context.run_id), progress.num_done))
+        watchdog = Watch(lambda: (read_beat(context.run_id), progress.num_done), STALL_S)
         try:
             with watchdog:
                 for written in run_flow(context, work, self._pool):
@@ -132,11 +129,8 @@ class FlowSession:
         return self._progress.figures() | encoders
 
     def _fit(self, context: FlowContext) -> PoolPlan:
-        nodes, store = alive_nodes(), context.store_storage
-        if len(nodes) > 1 and store.is_local:
-            raise ClusterError(
-                f"a local store on a cluster of {len(nodes)} nodes: {store.uri}; give a store.uri on object storage"
-            )
+        nodes = alive_nodes()
+        check_shared(context.store_storage, nodes)
         if self._pool is not None and self._pool.num_gpus and not any(node.get("GPU") for node in nodes):
             # A smaller pool is fine, but GPUs are not to be replaced by the CPUs that are left.
             raise EnvironmentFault("all nodes with a GPU are gone; run the same command again when there are some")
@@ -168,34 +162,6 @@ class FlowSession:
             drive.failed.append(report)
         else:
             progress.add(num_bytes=written.split.num_bytes)
-
-
-class _Watch:
-    """A watchdog over a flow that waits in the main thread; elsewhere nobody watches."""
-
-    def __init__(self, beat: Callable[[], object]) -> None:
-        self._dog = Watchdog(beat, is_answering, STALL_S)
-        is_main = threading.current_thread() is threading.main_thread()
-        self._guard: AbstractContextManager[object] = self._dog if is_main else nullcontext()
-
-    def __enter__(self) -> None:
-        self._guard.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._guard.__exit__(*error)
-
-    @property
-    def verdict(self) -> EnvironmentFault | None:
-        """What the watchdog ended the flow for; None: it did not."""
-        match self._dog.bite:
-            case "stalled":
-                return EnvironmentFault(
-                    f"nothing moved for {STALL_S:.0f} s: no split was done and no worker said that it works on one; "
-                    "what is done is kept, run the same command again"
-                )
-            case "gone":
-                return ClusterGone("the Ray cluster is gone; what is done is kept, run the same command again")
-        return None
 
 
 def _failure(failed: Sequence[SplitReport]) -> VecmillError:

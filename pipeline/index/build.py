@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -29,30 +28,24 @@ import pyarrow.parquet as pq
 from pipeline.config.sections import Index
 from pipeline.errors import StoreError
 from pipeline.index.assign import Intermediate, assign, finished, group_shards, read_near
-from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, now, parse_description
+from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, parse_description
 from pipeline.index.files import file_ref, put_once, table_bytes
+from pipeline.index.finished import Built, description_names, find
 from pipeline.index.gate import choose_settings, tabulate
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, index_folder
 from pipeline.index.merge import Merged, finished_merges, merge, plan_merges
 from pipeline.index.panel import Truth, merge_nearest, panel_table
-from pipeline.index.prepare import Plan, Queries, Run, in_process, prepare
+from pipeline.index.prepare import Aim, Plan, Queries, Run, in_process, prepare
 from pipeline.index.quantizer import METRIC
 from pipeline.index.recall import count_hits, gather, measure_part, tied_rows
 from pipeline.parallel import map_ahead
+from pipeline.snapshots.manifest import utc_now
 from pipeline.snapshots.reader import Snapshot
 
 _PARTS_KEY = b"vecmill.parts"
 
 # Small files read at once: hides the round trips of object storage.
 _READ_AHEAD = 8
-
-
-@dataclass(frozen=True)
-class Built:
-    """A finished index: its index.json as a manifest lists it, and what is in it."""
-
-    file: FileRef
-    description: IndexDescription
 
 
 def build(
@@ -79,15 +72,16 @@ def build(
         StoreError: a shard is missing or damaged.
         EnvironmentFault: storage failed.
     """
-    plan = prepare(snapshot, index, queries or Queries(), lists_per_row=lists_per_row, run=run)
-    found = read_finished(plan, index.recall_target)
+    target = index.recall_target
+    aim, found = find(Aim.of(snapshot, index, queries, lists_per_row), target)
     if found is not None:
         return found
+    plan = prepare(aim, run)
     records = assign_all(plan, run)
     merged = merge_all(plan, records, run)
     truth = find_truth(plan, records)
     measured = measure(plan, merged, truth, run)
-    return finish(plan, merged, truth, measured, index.recall_target)
+    return finish(plan, merged, truth, measured, target)
 
 
 def assign_all(plan: Plan, run: Run = in_process) -> list[Intermediate]:
@@ -203,34 +197,16 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
         measured=measured,
         recall_target=target,
         search=settings,
-        created_at=now(),
+        created_at=utc_now(),
         versions={name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow")},
     )
     return _put_description(plan, description)
 
 
-def read_finished(plan: Plan, target: float) -> Built | None:
-    """The index, if an earlier run described it with this target."""
-    for name in _description_names(plan, target):
-        if plan.storage.exists(name):
-            data = plan.storage.read(name)
-            found = parse_description(data, plan.storage.full_uri(name))
-            if found.recall_target == target:
-                return Built(file_ref(name, data), found)
-    return None
-
-
 def _put_description(plan: Plan, description: IndexDescription) -> Built:
-    found = None
-    for name in _description_names(plan, description.recall_target):
+    for name in description_names(plan.work.index_id, description.recall_target):
         data = put_once(plan.storage, name, description.to_json())
         found = Built(file_ref(name, data), parse_description(data, plan.storage.full_uri(name)))
         if found.description.recall_target == description.recall_target:
             return found
     raise StoreError(f"{plan.storage.full_uri(name)} was changed; delete it, then run the same command again")
-
-
-def _description_names(plan: Plan, target: float) -> tuple[str, str]:
-    """The name of index.json; and that of one with another recall target than what is there, of the same files."""
-    folder = index_folder(plan.work.index_id)
-    return f"{folder}/index.json", f"{folder}/index-{target}.json"

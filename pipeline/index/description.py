@@ -5,7 +5,7 @@ File names are relative to the store, so that an index may list parts that an ea
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import orjson
@@ -94,8 +94,8 @@ class IndexDescription(_Part):
     """Of the snapshot served."""
     shards: TableRef
     """Its shards table, which row addresses are of: a snapshot that lists the same one has the same rows."""
-    vector_dtype: str
-    """Of the vectors in its shards: "float16" or "float32"."""
+    vector_dtype: Literal["float16", "float32"]
+    """Of the vectors in its shards."""
     encoder_fp: str
     quantizer_fp: str
     metric: Literal["l2"]
@@ -126,14 +126,39 @@ class IndexDescription(_Part):
     created_at: str
     versions: dict[str, str]
 
+    @property
+    def recall(self) -> Recall:
+        """At the default settings."""
+        chosen = (self.search.nprobe, self.search.rerank)
+        return next(row for row in self.measured.table if (row.nprobe, row.rerank) == chosen)
+
+    def figures(self) -> dict[str, Any]:
+        """What a person wants to know of it, and how good it is at the default settings."""
+        recall = self.recall
+        return {
+            "index_id": self.index_id,
+            "codec": self.codec,
+            "nlist": self.nlist,
+            "num_rows": self.num_rows,
+            "num_bytes": sum(part.codes.size + part.addresses.size for part in self.parts),
+            "recall_at_10": recall.recall_at_10,
+            "recall_interval": list(recall.interval_at_10),
+            "recall_at_100": recall.recall_at_100,
+            "queries": self.measured.source,
+            "nprobe": recall.nprobe,
+            "rerank": recall.rerank,
+            "read_ratio": recall.read_ratio,
+        }
+
+    def files(self) -> Iterator[FileRef]:
+        """All that it lists."""
+        yield from (self.centroids, self.lists, self.deleted, self.panel)
+        for part in self.parts:
+            yield from (part.codes, part.addresses)
+
     def to_json(self) -> bytes:
         """As `read_description` reads it."""
         return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
-
-
-def now() -> str:
-    """UTC, RFC 3339."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def read_description(storage: Storage, name: str, expected_checksum: str | None = None) -> IndexDescription:

@@ -6,6 +6,7 @@ that name before anything is made with them, so that a run that goes on uses tho
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,8 @@ from pipeline.index.sample import Sample, join_samples, plan_sample, read_sample
 from pipeline.index.shards import Rows, Shard, shards_of
 from pipeline.snapshots.reader import Snapshot
 from pipeline.uris import Storage
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -106,23 +109,51 @@ class Plan:
         return RERANK_DEPTHS if self.work.quantizer.codec.name != "float16" else (0,)
 
 
-def prepare(
-    snapshot: Snapshot, index: Index, queries: Queries, *, lists_per_row: int = 1, run: Run = in_process
-) -> Plan:
-    """Choose, draw the sample, train, make the panel; or take them over from an earlier run.
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What is to be built; known from the shards table alone.
 
-    Raises:
-        InputError: the snapshot has no rows.
-        ConfigError: more lists than rows.
+    Attributes:
+        snapshot: what is indexed.
+        shards: those of its shards that have rows.
+        choice: codec, lists and sample.
+        queries: what recall is measured with.
+        lists_per_row: 1, or 2: every row also stands in its second nearest list.
+        attempt: how many indexes of this aim there are already, and were damaged since.
     """
+
+    snapshot: Snapshot
+    shards: tuple[Shard, ...]
+    choice: Choice
+    queries: Queries
+    lists_per_row: int = 1
+    attempt: int = 0
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, index: Index, queries: Queries | None = None, lists_per_row: int = 1) -> Aim:
+        """The aim of a config's section.
+
+        Raises:
+            InputError: the snapshot has no rows.
+            ConfigError: more lists than rows.
+        """
+        shards = shards_of(snapshot) if snapshot.shards.num_rows else []
+        num_rows = sum(shard.num_rows for shard in shards)
+        choice = choose(num_rows, snapshot.dim if shards else 1, index.codec, index.nlist)
+        return cls(snapshot, tuple(shards), choice, queries or Queries(), lists_per_row)
+
+    @property
+    def index_id(self) -> str:
+        """The name of the index; it begins with that of its rows, by which gc knows whose it is."""
+        choice = self.choice
+        how = [FORMAT_VERSION, choice.codec, choice.nlist, choice.is_exact, self.lists_per_row, self.attempt]
+        return f"{self.snapshot.manifest.rows_fp}-{digest(self.queries.fingerprint.encode(), orjson.dumps(how))}"
+
+
+def prepare(aim: Aim, run: Run = in_process) -> Plan:
+    """Draw the sample, train, make the panel; or take them over from an earlier run."""
+    snapshot, shards, choice, index_id = aim.snapshot, aim.shards, aim.choice, aim.index_id
     storage, manifest = snapshot.storage, snapshot.manifest
-    shards = shards_of(snapshot) if snapshot.shards.num_rows else []
-    num_rows = sum(shard.num_rows for shard in shards)
-    choice = choose(num_rows, snapshot.dim if shards else 1, index.codec, index.nlist)
-    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in (*manifest.keep, *_place_columns(snapshot))])
-    made_of = [manifest.encoder_fp, manifest.shards.checksum, queries.fingerprint]
-    how = [FORMAT_VERSION, choice.codec, choice.nlist, choice.is_exact, lists_per_row]
-    index_id = digest(orjson.dumps([*made_of, *how]))
     seed = int(manifest.shards.checksum[:7], 16)  # faiss takes 31 bits
 
     loaded, panel = load_quantizer(storage, index_id), _load_panel(storage, index_id)
@@ -130,13 +161,16 @@ def prepare(
         drawn = plan_sample(shards, choice.num_sample, seed)
         num_drawn = sum(len(rows) for _, rows in drawn)
         sample = join_samples(run("sample", partial(_read_sample, storage), drawn), num_drawn, snapshot.dim)
+        # First, for what is wrong with the queries is found here.
+        if panel is None:
+            panel = _put_panel(storage, index_id, _make_panel(snapshot, shards, sample, aim.queries, seed))
         if loaded is None:
+            log.info("training %d lists of %s on %d rows", choice.nlist, choice.codec, num_drawn)
             trained = train(sample.vectors, choice.nlist, choice.codec, manifest.encoder_fp, seed=seed)
             loaded = put_quantizer(storage, index_id, trained)
-        if panel is None:
-            panel = _put_panel(storage, index_id, _make_panel(snapshot, shards, sample, queries, seed))
-    work = Work(index_id, loaded[0], panel, keep, lists_per_row)
-    return Plan(snapshot, tuple(shards), choice, work, loaded[1])
+    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in (*manifest.keep, *_place_columns(snapshot))])
+    work = Work(index_id, loaded[0], panel, keep, aim.lists_per_row)
+    return Plan(snapshot, shards, choice, work, loaded[1])
 
 
 def _plain(field: pa.Field) -> pa.Field:

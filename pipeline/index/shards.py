@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,7 @@ class Shard:
     num_rows: int
     vector_begin: int
     dim: int
-    dtype: str
-    """"float16" or "float32"."""
+    dtype: Literal["float16", "float32"]
 
     @property
     def vector_bytes(self) -> int:

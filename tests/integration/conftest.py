@@ -46,6 +46,16 @@ def forbid_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.data, "from_arrow", refuse)
 
 
+@pytest.fixture
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ships what the test's own file defines to workers, who cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)  # type: ignore[no-untyped-call]
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture(scope="session")
 def published(ray_in_process: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A store with a snapshot of 40 documents in two files; for reading only."""

@@ -9,8 +9,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from pipeline.index.build import Built, build
+from pipeline.index.build import build
 from pipeline.index.files import read_file, read_quantizer
+from pipeline.index.finished import Built
 from pipeline.index.layout import DIRECTORY_SCHEMA
 from pipeline.index.merge import Merged
 from pipeline.index.recall import read_groups

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -97,17 +96,6 @@ class KillingRead(ReadStage):
 
         stages.tokenize, stages.read_split = tokenize, read_split
         yield from super().__call__(batch)
-
-
-@pytest.fixture
-def by_value() -> Iterator[None]:
-    """Workers cannot import this file."""
-    from ray import cloudpickle
-
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-    yield
-    cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 Install = Callable[[type[KillingEncode], Path], None]

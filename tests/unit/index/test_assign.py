@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import StorageFault
 from pipeline.index.assign import Work, assign, bucket_bounds, finished, group_shards, read_near
 from pipeline.index.nearest import from_table
-from pipeline.index.prepare import Plan, Queries, prepare
+from pipeline.index.prepare import Aim, Plan, prepare
 from pipeline.index.shards import Shard
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
@@ -22,7 +22,7 @@ def plan_of(
     folder: Path, codec: str = "sq8", *, num_chunks: int = 1, lists_per_row: int = 1, dtype: str = "float16"
 ) -> Plan:
     snapshot = make_snapshot(Storage(str(folder)), [VECTORS[:400], VECTORS[400:]], num_chunks=num_chunks, dtype=dtype)
-    return prepare(snapshot, index_settings(codec=codec, nlist=12), Queries(), lists_per_row=lists_per_row)
+    return prepare(Aim.of(snapshot, index_settings(codec=codec, nlist=12), lists_per_row=lists_per_row))
 
 
 def rows_of(plan: Plan, work: Work, name: str, record_buckets: list[tuple[int, int]]) -> pa.Table:

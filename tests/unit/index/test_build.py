@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError, LimitError, StorageFault, StoreError
-from pipeline.index.build import Built, build
+from pipeline.index.build import build
 from pipeline.index.description import read_description
 from pipeline.index.files import read_file, read_quantizer
+from pipeline.index.finished import Built
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA
 from pipeline.index.panel import parse_panel
 from pipeline.index.prepare import Queries, in_process

@@ -12,7 +12,7 @@ import pipeline.index.merge
 from pipeline.errors import StoreError
 from pipeline.index.assign import Intermediate, Work, assign
 from pipeline.index.merge import Merged, finished_merges, merge, plan_merges
-from pipeline.index.prepare import Plan, Queries, prepare
+from pipeline.index.prepare import Aim, Plan, prepare
 from pipeline.index.quantizer import train
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
@@ -25,7 +25,7 @@ def plan_of(
     folder: Path, codec: str = "sq8", vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]] = VECTORS
 ) -> Plan:
     snapshot = make_snapshot(Storage(str(folder)), [vectors[:300], vectors[300:700], vectors[700:]])
-    return prepare(snapshot, index_settings(codec=codec, nlist=20), Queries())
+    return prepare(Aim.of(snapshot, index_settings(codec=codec, nlist=20)))
 
 
 def assigned(plan: Plan) -> list[Intermediate]:

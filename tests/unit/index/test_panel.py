@@ -14,7 +14,7 @@ import pipeline.index.prepare
 from pipeline.errors import UsageError
 from pipeline.index.nearest import Pairs, to_table
 from pipeline.index.panel import draw_texts, merge_nearest, panel_of_texts, panel_table, parse_panel, words_of
-from pipeline.index.prepare import Queries, prepare
+from pipeline.index.prepare import Aim, Queries, prepare
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
 from tests.vectors import clustered
@@ -39,7 +39,7 @@ def test_given_queries_come_before_words_and_words_before_documents(
         ]
     ):
         snapshot = make_snapshot(Storage(str(tmp_path / str(number))), vectors, texts=texts)
-        panel = prepare(snapshot, index_settings(), queries).work.panel
+        panel = prepare(Aim.of(snapshot, index_settings(), queries)).work.panel
         assert (panel.source, len(panel)) == (source, num)
         np.testing.assert_allclose(np.linalg.norm(panel.vectors, axis=1), 1, atol=1e-6)
         assert panel.is_published.sum() == num // 2, "the other half chooses"
@@ -115,10 +115,10 @@ def test_a_panel_is_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
         calls.append(len(texts))
         return clustered(len(texts), 8, seed=len(calls))
 
-    first, second = (prepare(snapshot, index_settings(), Queries(("a", "b"), shaky)) for _ in range(2))
+    first, second = (prepare(Aim.of(snapshot, index_settings(), Queries(("a", "b"), shaky))) for _ in range(2))
     assert first.work.panel.fingerprint == second.work.panel.fingerprint
     assert (first.work.panel.floors == second.work.panel.floors).all()
     assert first.work.quantizer.fingerprint == second.work.quantizer.fingerprint
     assert calls == [2]
-    other = prepare(snapshot, index_settings(), Queries(("a", "c"), shaky))
+    other = prepare(Aim.of(snapshot, index_settings(), Queries(("a", "c"), shaky)))
     assert other.work.index_id != first.work.index_id, "other queries, another index"

@@ -10,7 +10,7 @@ from pipeline.index.assign import read_near
 from pipeline.index.build import assign_all, measure, merge_all
 from pipeline.index.merge import Merged
 from pipeline.index.panel import Truth, merge_nearest
-from pipeline.index.prepare import Plan, Queries, prepare
+from pipeline.index.prepare import Aim, Plan, prepare
 from pipeline.index.recall import Candidates, count_hits, gather, measure_part, probe_levels, read_groups, tied_rows
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
@@ -30,7 +30,7 @@ def built(
 ) -> tuple[Plan, list[Merged], Truth]:
     storage = Storage(str(folder))
     snapshot = make_snapshot(storage, [VECTORS[:600], VECTORS[600:]], num_chunks=2, first_ordinal=first_ordinal)
-    plan = prepare(snapshot, index_settings(codec=codec, nlist=25), Queries(), lists_per_row=lists_per_row)
+    plan = prepare(Aim.of(snapshot, index_settings(codec=codec, nlist=25), lists_per_row=lists_per_row))
     records = assign_all(plan)
     parts = merge_all(plan, records)
     return plan, parts, merge_nearest(plan.work.panel, [read_near(plan.storage, record) for record in records])
@@ -131,7 +131,7 @@ def test_with_fewer_rows_than_k_all_of_them_are_recall_one() -> None:
 def test_ties_that_end_outside_the_truth_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = np.repeat(clustered(1, 16), 1000, 0)
     snapshot = make_snapshot(Storage(str(tmp_path)), [np.concatenate([same, clustered(50, 16)])])
-    (shard,) = prepare(snapshot, index_settings(), Queries()).shards
+    (shard,) = prepare(Aim.of(snapshot, index_settings())).shards
     start = shard.ordinal << 32
     truth = Truth([start + np.arange(400)], [np.ones(400, np.float32)], [NO_ROWS])
     found = candidates_of([start + row for row in (900, 901, 5, 1010)])
