@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from jobs.cli import run
 from pipeline.config import load_config
+from pipeline.errors import StoreError
+from pipeline.index.description import read_description
 from pipeline.snapshots.manifest import manifest_numbers
 from pipeline.snapshots.overview import Quarantined, last_run, quarantine_by_reason
 from pipeline.snapshots.reader import Snapshot, snapshot_of
@@ -62,7 +64,7 @@ def is_config(target: str) -> bool:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) -> None:
-    """Show the current snapshot of a store, its quarantine by reason, and its last run."""
+    """Show the current snapshot of a store, its index, its quarantine by reason, and its last run."""
     storage = open_storage(target, overrides)
     if not files and not manifest_numbers(storage):
         _show_unpublished(storage, as_json=as_json)
@@ -72,11 +74,15 @@ def main(target: str, overrides: tuple[str, ...], files: bool, as_json: bool) ->
         click.echo("\n".join(snapshot.files()))
         return
     figures, quarantine, last = _figures(snapshot), quarantine_by_reason(snapshot), _last_run(snapshot.storage)
+    index = _index_figures(snapshot)
     if as_json:
         by_reason = {reason: vars(found) for reason, found in quarantine.items()}
-        click.echo(json.dumps(figures | {"quarantine": by_reason, "last_run": last}, default=str))
+        click.echo(json.dumps(figures | {"index": index, "quarantine": by_reason, "last_run": last}, default=str))
         return
     _show(figures)
+    if index is not None:
+        click.echo("\nindex")
+        _show({f"  {name}": value for name, value in index.items()})
     if quarantine:
         click.echo("\nquarantine")
         _show({f"  {reason}": _in_words(found) for reason, found in quarantine.items()})
@@ -99,7 +105,7 @@ def _show_run(last: dict[str, Any]) -> None:
     where = f"on {last['host']}, pid {last['pid']}, since {last['started_at']}"
     click.echo(f"\nlast run {last['run_id']}: {last['state']} {where}")
     if last["progress"] and last["state"] != "finished":
-        click.echo("  " + ", ".join(f"{name} {value:,}" for name, value in last["progress"].items()))
+        click.echo("  " + ", ".join(f"{name} {_number(value)}" for name, value in last["progress"].items()))
 
 
 def _figures(snapshot: Snapshot) -> dict[str, Any]:
@@ -117,6 +123,18 @@ def _figures(snapshot: Snapshot) -> dict[str, Any]:
         "splits": pc.count_distinct(snapshot.splits["split_id"]).as_py(),
         **manifest.accounting.model_dump(),
     }
+
+
+def _index_figures(snapshot: Snapshot) -> dict[str, Any] | None:
+    ref = snapshot.manifest.index
+    if ref is None:
+        return None
+    try:
+        found = read_description(snapshot.storage, ref.file, ref.checksum)
+    except StoreError as error:
+        return {"serves_snapshot": ref.snapshot_id, "error": str(error)}
+    is_current = found.shards == snapshot.manifest.shards
+    return {"serves_snapshot": found.snapshot_id, "is_current": is_current, **found.figures()}
 
 
 def _last_run(storage: Storage) -> dict[str, Any] | None:
@@ -137,7 +155,11 @@ def _last_run(storage: Storage) -> dict[str, Any] | None:
 def _show(figures: dict[str, Any]) -> None:
     width = max(map(len, figures))
     for name, value in figures.items():
-        click.echo(f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {_number(value)}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _in_words(found: Quarantined) -> str:

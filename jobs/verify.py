@@ -23,7 +23,7 @@ from pipeline.verify import Again, Audit, encode_again, verify
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @log_format_option
 def main(target: str, overrides: tuple[str, ...], deep: bool, number: int | None, as_json: bool) -> None:
-    """Prove that a snapshot is what its manifest says: files, rows, vectors, ids, fingerprints, books."""
+    """Prove that a snapshot is what its manifest says: files, rows, vectors, ids, fingerprints, books, index."""
     if deep and not is_config(target):
         raise click.UsageError(f"--deep reads the input again: give the CONFIG that embedded it, {target} is a store")
     audit, again = verify(open_storage(target, overrides), number), None
@@ -36,7 +36,8 @@ def main(target: str, overrides: tuple[str, ...], deep: bool, number: int | None
     if findings:
         raise LimitError(
             f"snapshot {audit.snapshot_id} of {target} is not what its manifest says: {len(findings)} findings; put "
-            "the files back, or delete their records and run embed again"
+            "the files back, or delete their records and run embed again; files of an index: delete them and run index "
+            "again"
         )
 
 
@@ -52,6 +53,8 @@ def _text(audit: Audit, again: Again | None, findings: list[str]) -> str:
         f"in quarantine, {audit.bytes:,} bytes read in {audit.seconds:.1f} s; {audit.other_files:,} files of other "
         "snapshots or of nobody beside them",
     ]
+    if audit.index_rows:
+        lines.append(f"index: {audit.index_rows:,} rows in its lists")
     if again is not None:
         lines += again.unchecked
         lines.append(f"{again.rows:,} rows encoded again, least cosine {again.min_cosine:.5f}")

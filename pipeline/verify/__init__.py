@@ -2,6 +2,7 @@
 
     books    the manifest and its two tables, against each other: fingerprints, tilings, equations
     files    of each split its shard, quarantine file and record, against the tables; all bytes are read
+    index    what the manifest names as its index, against itself and the shards it is of
     again    for `--deep`: a sample of rows, encoded again from the input
 
 That no id is there twice is found as at publish: pipeline.duplicates, in bounded memory. Nothing
@@ -39,6 +40,7 @@ from pipeline.uris import Storage
 from pipeline.verify.again import Again, encode_again
 from pipeline.verify.books import check_books
 from pipeline.verify.files import Row, SplitChecker
+from pipeline.verify.index import check_index
 
 __all__ = ["Again", "Audit", "encode_again", "verify"]
 
@@ -63,6 +65,8 @@ class Audit:
     quarantined: int = 0
     other_files: int = 0
     """Files beside the snapshot's, under its fingerprints: of other snapshots, or orphans. No fault."""
+    index_rows: int = 0
+    """Rows in the lists of its index; 0: it has none."""
     seconds: float = 0.0
 
 
@@ -101,6 +105,10 @@ def _audit(storage: Storage, audit: Audit) -> None:
     audit.findings += check_books(manifest, shards, splits)
     sound = _check_files(storage, manifest, shards, splits, audit)
     audit.findings += _duplicates(storage, sound)
+    index = check_index(storage, manifest)
+    audit.findings += index.findings
+    audit.index_rows = index.num_rows
+    audit.bytes += index.num_bytes
 
 
 def _manifest(storage: Storage, audit: Audit) -> Manifest | None:
