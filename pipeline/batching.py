@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 _MOST_PADDING = 1.02
 
+# A batch that ends early does so near one of few numbers of tokens, since each is another shape to a device.
+_STEPS = 2
+
 
 def token_batches(
     lengths: npt.NDArray[np.integer], token_budget: int, *, min_tokens: int | None = None
@@ -26,7 +29,8 @@ def token_batches(
     Args:
         lengths: tokens of each sequence, [N]. None is padded to less than one token.
         token_budget: most padded tokens (B x L) of a batch; a sequence above it goes alone.
-        min_tokens: padded tokens from which on a batch is as fast, a token, as a larger one; None: the budget.
+        min_tokens: padded tokens from which on a batch is as fast, a token, as a larger one; it may end there, and half
+            as many tokens further each. None: at the budget alone.
 
     Returns:
         Batches of int64 indices, longest first; ties keep their order.
@@ -39,11 +43,13 @@ def token_batches(
         longest = max(1, int(lengths[order[begin]]))
         end = min(len(order), begin + max(1, token_budget // longest))
         if min_tokens is not None:
-            least = min(end, begin - (-min_tokens // longest))
-            sizes = np.arange(least, end + 1) - begin
             # The mean length falls with each sequence: padding is a matter of how many are taken.
-            is_full = sizes * longest <= _MOST_PADDING * (ends[least : end + 1] - ends[begin])
-            end = least + max(0, int(np.count_nonzero(is_full)) - 1)
+            step = max(1, min_tokens // _STEPS)
+            for budget in range(min_tokens, token_budget, step):
+                larger = min(end, begin + max(1, (budget + step) // longest))
+                if (larger - begin) * longest > _MOST_PADDING * (ends[larger] - ends[begin]):
+                    end = min(end, begin + max(1, budget // longest))
+                    break
         batches.append(order[begin:end])
         begin = end
     return batches

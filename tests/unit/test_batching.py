@@ -50,7 +50,7 @@ def test_a_batch_that_is_large_enough_pads_by_a_fiftieth_at_most(
     for batch in batches:
         longest = max(1, int(lengths[batch].max()))
         assert len(batch) == 1 or len(batch) * longest <= budget
-        if (len(batch) - 1) * longest >= min_tokens:  # one less would have been enough
+        if len(batch) > 1 and len(batch) * longest > min_tokens:  # fewer would have been enough
             assert len(batch) * longest <= 1.02 * lengths[batch].sum()
 
 
@@ -60,7 +60,14 @@ def test_a_few_texts_of_many_lengths_hardly_pad() -> None:
     assert padding_ratio(lengths, token_batches(lengths, 4096)) > 1.08
     batches = token_batches(lengths, 4096, min_tokens=512)
     assert padding_ratio(lengths, batches) <= 1.03
-    assert np.mean([len(batch) * lengths[batch].max() for batch in batches]) >= 700, "batches are not tiny"
+    assert np.mean([len(batch) * lengths[batch].max() for batch in batches]) >= 500, "batches are not tiny"
+
+
+def test_batches_that_end_early_do_so_near_few_numbers_of_tokens() -> None:
+    """Each other number is another shape to the device, which costs once more."""
+    lengths = np.random.default_rng(0).gamma(1.5, 35.0, 3000).astype(np.int64).clip(4, 256)
+    tokens = [len(batch) * lengths[batch].max() for batch in token_batches(lengths, 4096, min_tokens=2048)]
+    assert {-(-num // 256) * 256 for num in tokens[:-1]} <= {2048, 3072, 4096}
 
 
 def test_equal_lengths_fill_the_budget_all_the_same() -> None:
