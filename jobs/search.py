@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import click
@@ -13,7 +12,7 @@ import click
 from jobs.cli import run
 from jobs.status import is_config, open_target
 from pipeline.config import Config, load_config
-from pipeline.errors import UsageError
+from pipeline.query_file import read_queries
 from pipeline.search import MAX_EXACT_ROWS, QueryEncoder, SearchableSnapshot
 from pipeline.snapshots.manifest import Manifest
 from pipeline.snapshots.reader import Snapshot
@@ -33,7 +32,7 @@ class Options(TypedDict):
 @click.argument("target", metavar="CONFIG|STORE")
 @click.argument("overrides", nargs=-1, metavar="[key.path=value ...]")
 @click.option("--query", "texts", multiple=True, metavar="TEXT", help="A query; may be given several times.")
-@click.option("--queries", "file", type=click.Path(dir_okay=False, path_type=Path), help="JSONL of {id, text}.")
+@click.option("--queries", "file", metavar="FILE", help="JSONL of {id, text}; a path or a URI.")
 @click.option("-k", default=10, show_default=True, help="Neighbours of each query.")
 @click.option("--nprobe", type=int, help="Lists of the index to read for each query.")
 @click.option("--recall", type=float, help="Recall@10 to reach, as measured when the index was built.")
@@ -46,14 +45,14 @@ def main(
     target: str,
     overrides: tuple[str, ...],
     texts: tuple[str, ...],
-    file: Path | None,
+    file: str | None,
     as_json: bool,
     **options: Unpack[Options],
 ) -> None:
     """Show the documents of the current snapshot that are nearest to each query; score is the cosine."""
     if texts and file:
         raise click.UsageError("give --query or --queries, not both")
-    queries = _read_queries(file) if file else {str(number): text for number, text in enumerate(texts)}
+    queries = read_queries(file) if file else {str(number): text for number, text in enumerate(texts)}
     if not queries:
         raise click.UsageError("no query; give --query TEXT or --queries FILE")
     if options["k"] < 1:
@@ -146,29 +145,6 @@ def answer_texts(snapshot: Snapshot, config: Config | None, texts: Sequence[str]
     opened = SearchableSnapshot(snapshot.storage, snapshot.manifest, _encoder_of(config))
     options = Options(k=k, nprobe=None, recall=None, exact=False, where=None)
     return _answers(opened, {str(number): text for number, text in enumerate(texts)}, options)
-
-
-def _read_queries(path: Path) -> dict[str, str]:
-    queries: dict[str, str] = {}
-    try:
-        # By "\n" alone: JSON may hold other line separators, such as U+2028, as they are.
-        lines = path.read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"queries cannot be read: {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            query_id, text = str(value["id"]), value["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UsageError(f'{path}:{number} is no query; a line is {{"id": ..., "text": ...}}') from None
-        if not isinstance(text, str):
-            raise UsageError(f"{path}:{number}: text is {type(text).__name__}, not a string")
-        if query_id in queries:
-            raise UsageError(f"{path}:{number}: the query id {query_id} is there twice")
-        queries[query_id] = text
-    return queries
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from jobs import search
 from pipeline.errors import UsageError
+from pipeline.query_file import read_queries
 from pipeline.search import SearchableSnapshot
 from pipeline.snapshots.manifest import Manifest, manifest_name, put_table
 from tests.indexed import QUERIES, make_indexed
@@ -24,7 +25,7 @@ def test_only_a_newline_ends_a_query(tmp_path: Path) -> None:
     lines = [json.dumps({"id": index, "text": text}, ensure_ascii=False) for index, text in enumerate(texts)]
     for end in ("\n", "\r\n"):
         path.write_bytes(end.join([*lines, "", ""]).encode())
-        assert search._read_queries(path) == {str(index): text for index, text in enumerate(texts)}
+        assert read_queries(str(path)) == {str(index): text for index, text in enumerate(texts)}
 
 
 @pytest.mark.parametrize("line", [b"{", b'{"id": 1}', b"\xff"])
@@ -32,7 +33,7 @@ def test_what_is_no_query_is_told(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "queries.jsonl"
     path.write_bytes(line)
     with pytest.raises(UsageError, match="queries.jsonl"):
-        search._read_queries(path)
+        read_queries(str(path))
 
 
 class FakeEncoder:
