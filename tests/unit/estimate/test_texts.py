@@ -57,7 +57,7 @@ def test_a_part_tells_of_all(tokenizer: SequenceTokenizer, monkeypatch: pytest.M
 
 def test_long_texts_are_fewer(tokenizer: SequenceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample of books must not take minutes."""
-    monkeypatch.setattr(measuring, "_MOST_BYTES", 2**16)
+    monkeypatch.setattr(measuring, "_MOST_BYTES", 2**15)
     found = measure_texts(_sample(["of the time " * 300] * 1500), tokenizer, 48)
     assert found.num_documents == 200
 
