@@ -18,7 +18,6 @@ SHORT = (
     "encoder killed",
     "read worker killed",
     "reply lost, manifest",
-    "late writer, shard",
 )
 
 
