@@ -6,24 +6,26 @@ feed: whether accelerators wait; the stub sleeps as long as one of so many token
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import numpy.typing as npt
 
 from jobs.benchmark_corpus import SHARD_ROWS, connected_to, corpus_config, parse_numbers, planned, write_first
-from jobs.machine import describe_machine
+from jobs.machine import describe_machine, show_figures
 from pipeline.config import Config
 from pipeline.errors import VecmillError
 from pipeline.flow.context import FlowContext
 from pipeline.flow.rows import SplitReport, Work, Written
+
+if TYPE_CHECKING:
+    from pipeline.flow.stages import EncodeStage
 
 # With fewer splits, the first and the last of them would be too large a part of the whole.
 _MIN_SPLITS = 12
@@ -63,7 +65,8 @@ def split(corpus: Path, overrides: tuple[str, ...], documents: int, sizes: str, 
             write_first(corpus, folder / "corpus", num_splits * size, size)
             costs[size] = _split_cost(corpus_config(folder, (*overrides, f"splits.max_rows={size}")), rounds)
             click.echo(f"{size} documents a split, {num_splits} splits: {costs[size].rounds_ms} ms", err=True)
-    _tell(machine, {str(size): asdict(cost) for size, cost in costs.items()}, describe_costs(costs), as_json=as_json)
+    rows = {str(size): asdict(cost) for size, cost in costs.items()}
+    show_figures(machine, {"rows": rows}, describe_costs(costs), as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +109,23 @@ def describe_costs(costs: Mapping[int, SplitCost]) -> str:
 
 def _time_flow(context: FlowContext, work: Sequence[Work]) -> list[tuple[float, SplitReport]]:
     """When each split was done, and its report."""
-    from pipeline.flow.cluster import alive_nodes, plan_pool
-    from pipeline.flow.peer import time_stub_flow
-
     with connected_to(context.config):
-        done = time_stub_flow(context, work, plan_pool(context.config.cluster, alive_nodes()))
-    _check_all(work, [written for _, written in done])
+        done = _run_stubs(context, work, None)
     return [(when, written.report) for when, written in done]
 
 
-def _check_all(work: Sequence[Work], done: Sequence[Written]) -> None:
-    failed = [written.report.error for written in done if written.report.status != "ok"]
+def _run_stubs(
+    context: FlowContext, work: Sequence[Work], stage: type[EncodeStage] | None
+) -> list[tuple[float, Written]]:
+    """When each split was done, and what came of it; all are, or it raises."""
+    from pipeline.flow.cluster import alive_nodes, plan_pool
+    from pipeline.flow.peer import time_stub_flow
+
+    done = time_stub_flow(context, work, plan_pool(context.config.cluster, alive_nodes()), stage)
+    failed = [written.report.error for _, written in done if written.report.status != "ok"]
     if failed or len(done) != len(work):
         raise VecmillError(f"{len(work)} splits went in, {len(done)} came out, {len(failed)} failed: {failed[:1]}")
+    return done
 
 
 @click.command(name="feed")
@@ -164,14 +171,7 @@ def feed(
             fed[rate] = _fed(context, some, rate, folder / str(rate))
             click.echo(f"{rate} tokens/s a GPU: idle {fed[rate].idle_ratio:.1%}", err=True)
     rows = {"readers": asdict(readers)} | {str(rate): asdict(found) for rate, found in fed.items()}
-    _tell(machine, rows, describe_feeding(readers, fed), as_json=as_json)
-
-
-def _tell(machine: str, rows: Mapping[str, Any], table: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"machine": machine.splitlines(), "rows": rows}))
-    else:
-        click.echo(f"{machine}\n{table}")
+    show_figures(machine, {"rows": rows}, describe_feeding(readers, fed), as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +189,10 @@ class Feeding:
 
 
 def _fed(context: FlowContext, work: Sequence[Work], rate: float, times: Path) -> Feeding:
-    from pipeline.flow.cluster import alive_nodes, plan_pool
-    from pipeline.flow.peer import read_times, stub_encode_stage, time_stub_flow
+    from pipeline.flow.peer import read_times, stub_encode_stage
 
     times.mkdir()
-    pool = plan_pool(context.config.cluster, alive_nodes())
-    done = time_stub_flow(context, work, pool, stub_encode_stage(rate, times))
-    _check_all(work, [written for _, written in done])
+    done = _run_stubs(context, work, stub_encode_stage(rate, times))
     tokens = [written.record.num_tokens for _, written in done if written.record is not None]
     begin, end = len(done) // 4, 3 * len(done) // 4
     pace = sum(tokens[begin + 1 : end + 1]) / (done[end][0] - done[begin][0])

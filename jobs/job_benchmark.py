@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.benchmark_corpus import SHARD_ROWS, connected_to, corpus_config, write_first
-from jobs.machine import describe_machine
+from jobs.machine import describe_machine, show_figures
 from pipeline.config import Config
 from pipeline.errors import VecmillError
 from pipeline.parallel import num_cores
@@ -54,10 +53,8 @@ def job(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, n
                 found = _round(config, folder / str(number), is_plain=not no_plain, alone_s=alone())
                 click.echo(f"round {number + 1}: {found}", err=True)
                 compared.append(found)
-    if as_json:
-        click.echo(json.dumps({"machine": machine.splitlines(), "rounds": [found.figures() for found in compared]}))
-    else:
-        click.echo(f"{machine}\n{describe_rounds(compared, documents)}")
+    figures = {"rounds": [found.figures() for found in compared]}
+    show_figures(machine, figures, describe_rounds(compared, documents), as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

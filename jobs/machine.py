@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import click
 
 from pipeline.errors import UsageError
 from pipeline.parallel import num_cores
@@ -25,6 +30,14 @@ def describe_machine() -> str:
     except PackageNotFoundError as error:
         raise UsageError(f"benchmark needs {error.name}, which is not installed: pip install 'vecmill[dev]'") from None
     return f"{cpu_model()}, {num_cores()} cores, load {load}\nPython {platform.python_version()}, {versions}"
+
+
+def show_figures(machine: str, figures: Mapping[str, Any], table: str, *, as_json: bool) -> None:
+    """The end of a benchmark on stdout: the machine, then its figures, as a table or as one JSON object."""
+    if as_json:
+        click.echo(json.dumps({"machine": machine.splitlines(), **figures}))
+    else:
+        click.echo(f"{machine}\n{table}")
 
 
 def cpu_model() -> str:

@@ -174,13 +174,17 @@ def attend_in_steps(
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to scores: 0 where the mask is true."""
-    once = mask[:, :, :1] if mask.stride(2) == 0 else mask  # the same for each query, as a rule
+    once = _once(mask)
     return torch.zeros_like(once, dtype=dtype).masked_fill_(~once, -torch.inf).expand(mask.shape)
 
 
 def _padded(mask: Tensor, missing: int) -> Tensor:
-    once = mask[:, :, :1] if mask.stride(2) == 0 else mask
-    return functional.pad(once, (0, missing), value=-torch.inf).expand(*mask.shape[:3], -1)
+    return functional.pad(_once(mask), (0, missing), value=-torch.inf).expand(*mask.shape[:3], -1)
+
+
+def _once(mask: Tensor) -> Tensor:
+    """The mask of one query where, as a rule, it is the same for each."""
+    return mask[:, :, :1] if mask.stride(2) == 0 else mask
 
 
 def is_stateless(model: nn.Module) -> bool:

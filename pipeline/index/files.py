@@ -63,14 +63,7 @@ def read_file(storage: Storage, ref: FileRef, schema: pa.Schema) -> pa.Table:
     Raises:
         StoreError: missing, or not what index.json names.
     """
-    uri = storage.full_uri(ref.file)
-    try:
-        data = storage.read(ref.file)
-    except FileNotFoundError:
-        raise StoreError(f"missing from the store: {uri}, which an index.json names; build the index again") from None
-    if checksum(data) != ref.checksum:
-        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); build the index again")
-    return _parse(data, uri, schema)
+    return _parse(_read_listed(storage, ref), storage.full_uri(ref.file), schema)
 
 
 def put_quantizer(storage: Storage, index_id: str, quantizer: Quantizer) -> tuple[Quantizer, FileRef]:
@@ -112,19 +105,25 @@ def read_quantizer(storage: Storage, ref: FileRef, expected_fp: str) -> Quantize
         StoreError: missing, damaged, or another than expected.
     """
     uri = storage.full_uri(ref.file)
-    try:
-        data = storage.read(ref.file)
-    except FileNotFoundError:
-        raise StoreError(f"missing from the store: {uri}, which an index.json names; build the index again") from None
-    if checksum(data) != ref.checksum:
-        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); build the index again")
-    quantizer = _read_quantizer(storage, data, uri)
+    quantizer = _read_quantizer(storage, _read_listed(storage, ref), uri)
     if quantizer.fingerprint != expected_fp:
         raise StoreError(
             f"{uri} holds the quantizer {quantizer.fingerprint}, the index is of {expected_fp}: it was replaced; "
             "build the index again"
         )
     return quantizer
+
+
+def _read_listed(storage: Storage, ref: FileRef) -> bytes:
+    """A file that index.json lists, whole and checked."""
+    uri = storage.full_uri(ref.file)
+    try:
+        data = storage.read(ref.file)
+    except FileNotFoundError:
+        raise StoreError(f"missing from the store: {uri}, which an index.json names; build the index again") from None
+    if checksum(data) != ref.checksum:
+        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); build the index again")
+    return data
 
 
 def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
