@@ -16,7 +16,7 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/vecmill quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.chaos.campaign
