@@ -55,6 +55,7 @@ from pipeline.encoder.cpu import (
     keep_little_code,
     pack_linears,
     step_attention,
+    trim_memory,
 )
 from pipeline.encoder.faults import first_line, is_out_of_memory
 from pipeline.encoder.flat import FlatModel, flattened, is_known
@@ -79,6 +80,9 @@ _GPU_TOKEN_BUDGET = 65_536
 # On a CPU a pass costs some 5 ms beside its tokens: 3 % of 4,096, 6 % of 2,048. On a GPU that was not measured: there
 # none ends early.
 _CPU_MIN_TOKENS = 2048
+
+# On a CPU: what a process holds beside its own rises by some 2 MB a pass; a trim costs as much as half a pass.
+_PASSES_BETWEEN_TRIMS = 64
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -139,6 +143,7 @@ class Encoder:
         dtype = _DTYPES[self.compute]
         self._model: Any = load_transformer(Path(path), description, dtype).to(self.device)
         self._num_passes = 1
+        self._num_until_trim = _PASSES_BETWEEN_TRIMS
         if self.device.type == "cpu":
             keep_freed_memory()
             keep_little_code()
@@ -199,6 +204,7 @@ class Encoder:
         pending = self._batches(sequences, np.setdiff1d(firsts, np.asarray(alone, np.int64)), in_turn=in_turn)
         pending = list(reversed([*pending, *(np.array([index]) for index in alone)]))
         for batch, outcome, was_alone in self._outcomes(sequences, pending, before, in_turn=in_turn):
+            self._trim_at_times()
             longest = int(sequences.lengths[batch[0]])
             if isinstance(outcome, Tensor):
                 vectors[torch.from_numpy(batch).to(self.device)] = outcome
@@ -295,6 +301,12 @@ class Encoder:
     def _try_flat(self, flat: FlatModel | None, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> Tensor:
         self._flat = flat
         return self._forward(ids, mask)
+
+    def _trim_at_times(self) -> None:
+        self._num_until_trim -= 1
+        if self._num_until_trim <= 0 and self.device.type == "cpu":
+            trim_memory()
+            self._num_until_trim = _PASSES_BETWEEN_TRIMS
 
     def _learn(self, num_tokens: int) -> None:
         self.token_budget = max(1, min(self.token_budget, num_tokens // 2))

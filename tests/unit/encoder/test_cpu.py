@@ -1,9 +1,11 @@
 """On a CPU linear layers are packed and fused: the same vectors within bfloat16's own error, whatever the family."""
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,16 @@ from transformers.activations import GELUActivation
 
 from pipeline.config import EncoderSettings
 from pipeline.encoder import Compute, Encoder, encode
-from pipeline.encoder.cpu import PackedLinear, PackedOutput, attend_in_steps, can_pack, pack_linears, row_length
+from pipeline.encoder.cpu import (
+    PackedLinear,
+    PackedOutput,
+    attend_in_steps,
+    can_pack,
+    keep_freed_memory,
+    pack_linears,
+    row_length,
+    trim_memory,
+)
 from pipeline.model import describe_model
 from tests import against_library
 from tests.families import FAMILIES, make_family, make_texts
@@ -165,3 +176,18 @@ def test_linear_layers_see_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("num", "expected"), [(1, 16), (17, 32), (200, 256), (256, 256), (257, 512), (4090, 4096)])
 def test_the_length_of_a_row(num: int, expected: int) -> None:
     assert row_length(num) == expected
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    """In blocks as activations are, each held in its place by a small one behind it."""
+    keep_freed_memory()
+    blocks = [(torch.ones(2**20), torch.ones(2)) for _ in range(50)]  # 4 MiB each: 200
+    pins = [pin for _, pin in blocks]
+    before = psutil.Process().memory_info().rss
+    blocks.clear()
+    kept = psutil.Process().memory_info().rss
+    trim_memory()
+    assert before - kept < 50 * 2**20
+    assert kept - psutil.Process().memory_info().rss > 100 * 2**20
+    assert len(pins) == 50

@@ -270,6 +270,20 @@ def test_the_budget_is_kept(tiny: Path, texts: list[str]) -> None:
     assert max(stubbed.sizes) <= 200
 
 
+def test_freed_memory_goes_back_after_so_many_passes_however_small_the_splits(
+    tiny: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims: list[int] = []
+    passes: list[Sequence[int]] = []
+    monkeypatch.setattr("pipeline.encoder.encode.trim_memory", lambda: trims.append(len(passes)))
+    encoder = made(tiny, token_budget=8)
+    ids = ids_of(tiny, texts)
+    while len(passes) < 200:
+        encoder.encode(ids[:9], before=passes.append)
+    assert len(trims) == len(passes) // 64
+    assert np.diff([0, *trims]).max() <= 64 + 2  # one thread: one runs, one waits
+
+
 def test_other_weights_than_described_are_refused(tiny: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", top={"prompts": {}})
     description = describe_model(tiny, EncoderSettings(model=str(tiny)))
