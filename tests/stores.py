@@ -32,8 +32,16 @@ ENCODER_FP = "e" * 16
 SHARD_FP = "5" * 16
 
 
+class Killed(BaseException):
+    """kill -9: nothing that catches errors catches it, nothing is written after it."""
+
+
 def hex32(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def names_in(storage: Storage) -> set[str]:
+    return {info.name for info in storage.list()}
 
 
 def file_id(uri: str, identity: str = "v1") -> str:

@@ -27,13 +27,10 @@ from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
 from tests.corpus import make_config, run_command
 from tests.snapshots import make_snapshot
+from tests.stores import Killed
 from tests.vectors import clustered
 
 VECTORS = clustered(400, 16)
-
-
-class Killed(BaseException):
-    """kill -9: nothing that catches errors catches it."""
 
 
 class InProcess:

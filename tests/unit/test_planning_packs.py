@@ -26,11 +26,7 @@ from pipeline.snapshots.records import Member, Record, checksum, new_attempt, pu
 from pipeline.snapshots.table import file_keys
 from pipeline.splits import InputFile, Split
 from pipeline.uris import Storage
-from tests.stores import ENCODER_FP, make_member, make_pack, make_record, publication, shard_data
-
-
-class Killed(BaseException):
-    """kill -9: nothing that catches errors catches it."""
+from tests.stores import ENCODER_FP, Killed, make_member, make_pack, make_record, publication, shard_data
 
 
 @dataclass

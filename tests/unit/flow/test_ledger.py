@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.flow.ledger import Ledger, Marks, Trial, work_id
 from pipeline.splits import InputFile, Split
 from pipeline.uris import Storage
+from tests.stores import Killed
 
 SPLIT = Split(InputFile("a.jsonl", 10, "v1", "etag"), "jsonl", None, 0, None, None)
 NODE = "n" * 56
@@ -21,10 +22,6 @@ NODE = "n" * 56
 
 def alive(node_id: str) -> bool:
     return True
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it, nothing is written after it."""
 
 
 def attempt(storage: Storage, trial: Trial, rows: Sequence[int], killers: Callable[[Sequence[int]], bool]) -> list[int]:

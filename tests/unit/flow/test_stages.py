@@ -27,6 +27,7 @@ from pipeline.snapshots.records import Record, record_name
 from pipeline.splits import Split, list_input, pack_small_files, plan_files
 from pipeline.splits.files import Clock
 from pipeline.uris import Storage
+from tests.stores import Killed
 
 KEEP = pa.schema([pa.field("lang", pa.string())])
 SETTLED = Clock(now_ns=lambda: 2**62)
@@ -134,10 +135,6 @@ def test_documents_without_a_vector_are_quarantined_and_the_rest_written(
     ]
     norms = np.linalg.norm(np.array(shard["vector"].to_pylist()), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-3)
-
-
-class Killed(BaseException):
-    """Stands for the end of a process: no stage catches it."""
 
 
 def test_an_encoder_that_was_killed_twice_by_one_document_quarantines_it_and_encodes_the_rest(

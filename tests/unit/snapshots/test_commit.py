@@ -23,6 +23,7 @@ from tests.stores import (
     ENCODER_FP,
     SHARD_FP,
     FaultyStorage,
+    Killed,
     file_id,
     make_member,
     make_pack,
@@ -37,10 +38,6 @@ from tests.stores import (
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "store"))
-
-
-class Killed(BaseException):
-    """kill -9: nothing that catches errors catches it."""
 
 
 # uri -> the splits it is cut into

@@ -22,28 +22,9 @@ from pipeline.snapshots.reader import Snapshot, open_snapshot
 from pipeline.snapshots.records import Record, choose, record_name
 from pipeline.snapshots.store import open_store
 from pipeline.uris import ObjectInfo, Storage
-from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, file_id, make_record, publication, put
+from tests.stores import ENCODER_FP, SHARD_FP, FaultyStorage, Killed, file_id, make_record, names_in, publication, put
 
-
-class Killed(BaseException):
-    """kill -9: nothing that catches errors catches it."""
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes are killed here, not machines: thousands of stores are made."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    storage = Storage(str(tmp_path / "store"))
-    open_store(storage, "/corpus", create=True)
-    return storage
-
-
-def names(storage: Storage) -> set[str]:
-    return {info.name for info in storage.list()}
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def names_of(record: Record) -> set[str]:
@@ -65,7 +46,7 @@ def is_whole(storage: Storage, manifest: Manifest | None) -> bool:
     """Whether all that a snapshot lists is there, and nothing of it is doomed."""
     if manifest is None:
         return True
-    snapshot, there = Snapshot(storage, manifest), names(storage)
+    snapshot, there = Snapshot(storage, manifest), names_in(storage)
     listed = set(snapshot.shards["file"].to_pylist()) | set(snapshot.splits["quarantine_file"].drop_null().to_pylist())
     listed |= {manifest.shards.file, manifest.splits.file}
     return listed <= there and listed.isdisjoint(manifest.victims or ())
@@ -91,16 +72,16 @@ def publish_versions(storage: Storage, *versions: str) -> list[Record]:
 
 def test_what_only_dropped_snapshots_list_goes_with_their_tables(storage: Storage) -> None:
     one, two, three = publish_versions(storage, "v1", "v2", "v3")
-    before = names(storage)
+    before = names_in(storage)
     clean(storage, keep=2)
-    gone = before - names(storage)
+    gone = before - names_in(storage)
     tables = {name for name in before if name.startswith(f"snapshots/{1:020d}-")}
     assert gone == names_of(one) | tables
     for number in (2, 3):
         assert is_whole(storage, read_manifest(storage, number))
     clean(storage, keep=1)
-    assert names_of(two).isdisjoint(names(storage))
-    assert names_of(three) <= names(storage)
+    assert names_of(two).isdisjoint(names_in(storage))
+    assert names_of(three) <= names_in(storage)
     # To keep more brings nothing back, and finds nothing missing.
     assert garbage_of(storage, keep=3).kept_snapshots == [5, 4, 3]
     assert garbage_of(storage, keep=3).attempts == []
@@ -116,7 +97,7 @@ def test_an_index_or_a_gc_counts_with_the_snapshot_it_is_of(storage: Storage) ->
     current = latest(storage)
     assert current is not None
     assert current.snapshot_id == 6
-    assert names_of(one) <= names(storage)
+    assert names_of(one) <= names_in(storage)
     assert garbage_of(storage, keep=2).kept_snapshots == [6, 5, 4, 3, 2, 1]
 
 
@@ -128,10 +109,10 @@ def test_attempts_that_lost_and_orphans_go(storage: Storage) -> None:
     storage.delete([record_name(orphan)])
     table = f"snapshots/{2:020d}-killed.shards.parquet"
     storage.put(table, b"of a publisher that was killed")
-    before = names(storage)
+    before = names_in(storage)
     clean(storage)
     expected = names_of(lost[0]) | names_of(lost[1]) | names_of(orphan) | {table}
-    assert before - names(storage) == expected & before
+    assert before - names_in(storage) == expected & before
 
 
 def test_finished_work_that_was_never_published_is_kept_unless_asked_for(storage: Storage) -> None:
@@ -147,12 +128,12 @@ def test_finished_work_that_was_never_published_is_kept_unless_asked_for(storage
     ]
     beaten = put(storage, make_record("twice", attempt="2" * 16))
     clean(storage)
-    there = names(storage)
+    there = names_in(storage)
     assert all(names_of(record) <= there for record in waiting)
     assert names_of(beaten).isdisjoint(there)
     assert garbage_of(storage).num_unpublished == len(waiting)
     clean(storage, everything=True)
-    there = names(storage)
+    there = names_in(storage)
     assert all(names_of(record).isdisjoint(there) for record in waiting)
     assert is_whole(storage, latest(storage))
 
@@ -163,7 +144,7 @@ def test_one_range_recorded_as_last_and_as_not_is_two_cuts(storage: Storage) -> 
     publish(storage, publication(None, [limited], limit=3))
     full = put(storage, make_record("a", last=True))
     clean(storage)
-    assert names_of(full) <= names(storage)
+    assert names_of(full) <= names_in(storage)
 
 
 def test_a_record_without_its_shard_is_garbage(storage: Storage) -> None:
@@ -171,7 +152,7 @@ def test_a_record_without_its_shard_is_garbage(storage: Storage) -> None:
     broken = put(storage, make_record("b"))
     storage.delete([broken.shard.file])
     clean(storage)
-    assert record_name(broken) not in names(storage)
+    assert record_name(broken) not in names_in(storage)
 
 
 def test_objects_of_others_are_left_alone(storage: Storage) -> None:
@@ -186,7 +167,7 @@ def test_objects_of_others_are_left_alone(storage: Storage) -> None:
     for name in strangers:
         storage.put(name, b"?")
     clean(storage, everything=True)
-    assert set(strangers) <= names(storage)
+    assert set(strangers) <= names_in(storage)
 
 
 def test_runs_that_ended_go_but_journals_stay_while_they_spare_requests(storage: Storage) -> None:
@@ -199,7 +180,7 @@ def test_runs_that_ended_go_but_journals_stay_while_they_spare_requests(storage:
     storage.put("runs/run/attempts/x-1.json", b"{}")
     storage.put("runs/other/run.json", b"{}")
     clean(storage)
-    assert {name for name in names(storage) if name.startswith("runs/")} == {
+    assert {name for name in names_in(storage) if name.startswith("runs/")} == {
         "runs/run/records-000000.parquet",
         "runs/other/run.json",
     }
@@ -207,9 +188,9 @@ def test_runs_that_ended_go_but_journals_stay_while_they_spare_requests(storage:
 
 def test_dry_unless_asked_and_it_writes_nothing(storage: Storage) -> None:
     one, _ = publish_versions(storage, "v1", "v2")
-    before = names(storage)
+    before = names_in(storage)
     found = gc(storage, keep=1)
-    assert names(storage) == before
+    assert names_in(storage) == before
     counts = {key: found[key] for key in ("deleted", "records", "shards", "quarantine_files", "tables", "unpublished")}
     assert counts == {
         "deleted": False, "records": 1, "shards": 1, "quarantine_files": 1, "tables": 2, "unpublished": 0,
@@ -218,16 +199,16 @@ def test_dry_unless_asked_and_it_writes_nothing(storage: Storage) -> None:
     deleted = gc(storage, keep=1, delete=True)
     assert {**deleted, "deleted": False, "snapshot_id": 2} == found | {"kept_snapshots": [2]}
     assert deleted["snapshot_id"] == 3
-    assert names_of(one).isdisjoint(names(storage))
+    assert names_of(one).isdisjoint(names_in(storage))
 
 
 def test_a_run_that_holds_the_store_holds_gc_off(storage: Storage) -> None:
     publish_versions(storage, "v1", "v2")
     with Lease(storage, "running"):
-        before = names(storage)
+        before = names_in(storage)
         with pytest.raises(ConflictError, match="run running holds the store"):
             gc(storage, keep=1, delete=True)
-        assert names(storage) - before == set()
+        assert names_in(storage) - before == set()
         assert gc(storage, keep=1)["shards"] == 1
         assert "runs/running/run.json" not in garbage_of(storage).runs
 
@@ -279,14 +260,14 @@ def test_a_late_record_of_a_deleted_orphan_is_not_taken(storage: Storage) -> Non
     late = put(storage, make_record("late"))
     storage.delete([record_name(late)])
     clean(storage)
-    assert late.shard.file not in names(storage)
+    assert late.shard.file not in names_in(storage)
     storage.put(record_name(late), late.to_json())
     current = latest(storage)
     assert current is not None
     known = [r.file_uri for r in load_records(storage, ENCODER_FP, SHARD_FP, frozenset(current.victims or ()))]
     assert known == ["a"]
     clean(storage)
-    assert record_name(late) not in names(storage), "the next gc removes it"
+    assert record_name(late) not in names_in(storage), "the next gc removes it"
 
 
 def test_a_publisher_whose_tables_were_taken_for_orphans_is_told(storage: Storage) -> None:
@@ -392,7 +373,7 @@ def count_steps(world: Path, folder: Path, call: Callable[[Storage], None]) -> i
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_any_step_the_next_gc_ends_as_one_that_was_not(world: Path, tmp_path: Path, moment: str) -> None:
     num_steps = count_steps(world, tmp_path / "clean", clean)
-    expected = {name for name in names(Storage(str(tmp_path / "clean"))) if not name.endswith(".json")}
+    expected = {name for name in names_in(Storage(str(tmp_path / "clean"))) if not name.endswith(".json")}
     for kill_at in range(num_steps):
         storage = copy_of(world, tmp_path / str(kill_at))
         count = 0
@@ -411,8 +392,8 @@ def test_killed_at_any_step_the_next_gc_ends_as_one_that_was_not(world: Path, tm
             pass
         assert is_whole(storage, latest(storage))
         clean(storage)
-        assert {name for name in names(storage) if not name.endswith(".json")} == expected
-        records = [name for name in names(storage) if name.startswith("records/")]
+        assert {name for name in names_in(storage) if not name.endswith(".json")} == expected
+        records = [name for name in names_in(storage) if name.startswith("records/")]
         assert len(records) == 3, "b, c and the second version of a"
         run_job(storage)
         assert rows_of(storage) == EXPECTED
@@ -485,6 +466,6 @@ def test_what_a_killed_gc_committed_is_deleted_whatever_the_next_is_asked_for(st
 
     with pytest.raises(Killed):
         clean(FaultyStorage(storage, after=kill), everything=True)
-    assert names_of(waiting) <= names(storage)
+    assert names_of(waiting) <= names_in(storage)
     clean(storage)
-    assert names_of(waiting).isdisjoint(names(storage))
+    assert names_of(waiting).isdisjoint(names_in(storage))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,33 +15,14 @@ from pipeline.snapshots.lease import Lease, new_run_id
 from pipeline.snapshots.manifest import IndexRef, Manifest, latest
 from pipeline.snapshots.reader import Snapshot
 from pipeline.snapshots.records import Record
-from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
-from tests.stores import FaultyStorage, file_id, make_record, publication, put
+from tests.stores import FaultyStorage, Killed, file_id, make_record, names_in, publication, put
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 WORK = ("work/panel.parquet", "work/assign/0-a.json", "work/assign/0-a.arrows", "work/merge/0-x-a.parquet")
 TOP = ("index.json", "lists.parquet", "centroids.parquet", "deleted.parquet", "panel.parquet")
 PARTS = ("codes/part-0-a.parquet", "addresses/part-0-a.parquet")
-
-
-class Killed(BaseException):
-    """kill -9: nothing that catches errors catches it."""
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    storage = Storage(str(tmp_path / "store"))
-    open_store(storage, "/corpus", create=True)
-    return storage
-
-
-def names(storage: Storage) -> set[str]:
-    return {info.name for info in storage.list()}
 
 
 def clean(storage: Storage, *, keep: int = 1, everything: bool = False) -> None:
@@ -89,10 +69,10 @@ def test_a_published_index_stays_and_what_its_build_left_goes(storage: Storage) 
     lost = ("codes/part-0-lost.parquet", "addresses/part-0-lost.parquet", "work/merge/0-x-lost.parquet")
     put_index(storage, one, more=lost)
     publish_put(storage, one)
-    before = names(storage)
+    before = names_in(storage)
     clean(storage)
     folder = folder_of(one)
-    assert before - names(storage) == {f"{folder}/{name}" for name in (*WORK, *lost)}
+    assert before - names_in(storage) == {f"{folder}/{name}" for name in (*WORK, *lost)}
     assert current(storage).index == publish_index_ref(one)
 
 
@@ -108,14 +88,14 @@ def test_the_rows_that_an_index_serves_stay_while_a_newer_snapshot_names_it(stor
     two, _ = embed(storage, "v2", served)
     assert two.index == served.index, "the index goes on serving"
     clean(storage, keep=1)
-    there = names(storage)
+    there = names_in(storage)
     assert {old.shard.file, one.shards.file, one.splits.file} <= there
     assert {f"{folder_of(one)}/{name}" for name in (*TOP, *PARTS)} <= there
     assert Snapshot(storage, one).shards.num_rows == 2
     put_index(storage, two)
     publish_put(storage, two)
     clean(storage, keep=1)
-    there = names(storage)
+    there = names_in(storage)
     assert {old.shard.file, one.shards.file, one.splits.file}.isdisjoint(there)
     assert not [name for name in there if name.startswith(folder_of(one))], "an index of a dropped snapshot"
     assert {f"{folder_of(two)}/{name}" for name in (*TOP, *PARTS)} <= there
@@ -134,13 +114,13 @@ def test_a_build_that_can_be_gone_on_with_stays_unless_asked_for(storage: Storag
     one, _ = embed(storage, "v1")
     waiting = put_index(storage, one)
     clean(storage)
-    assert waiting <= names(storage)
+    assert waiting <= names_in(storage)
     clean(storage, everything=True)
-    assert waiting.isdisjoint(names(storage))
+    assert waiting.isdisjoint(names_in(storage))
     waiting = put_index(storage, one)
     embed(storage, "v2", current(storage))
     clean(storage, keep=1)
-    assert waiting.isdisjoint(names(storage)), "of rows that no kept snapshot has"
+    assert waiting.isdisjoint(names_in(storage)), "of rows that no kept snapshot has"
 
 
 def test_a_dry_gc_beside_a_build_finds_nothing_of_it(storage: Storage) -> None:
@@ -157,16 +137,16 @@ def test_an_index_whose_json_cannot_be_read_is_left_alone(storage: Storage) -> N
     put_index(storage, one)
     publish_put(storage, one)
     storage.put(f"{folder_of(one)}/index.json", b"{")
-    before = names(storage)
+    before = names_in(storage)
     clean(storage)
-    assert before <= names(storage)
+    assert before <= names_in(storage)
 
 
 def test_other_names_in_the_folder_are_not_touched(storage: Storage) -> None:
     embed(storage, "v1")
     storage.put("indexes/mine/notes.txt", b"x")
     clean(storage, everything=True)
-    assert "indexes/mine/notes.txt" in names(storage)
+    assert "indexes/mine/notes.txt" in names_in(storage)
 
 
 def test_what_tells_that_something_is_done_goes_before_it(storage: Storage) -> None:
@@ -200,13 +180,13 @@ def test_killed_after_any_delete_what_is_left_is_never_taken_for_more_than_it_is
             patch.setattr(Storage, "delete", delete)
             with pytest.raises(Killed):
                 clean(storage, everything=True)
-        left = {name.partition("/")[2].partition("/")[2] for name in names(storage) if name.startswith("indexes/")}
+        left = {name.partition("/")[2].partition("/")[2] for name in names_in(storage) if name.startswith("indexes/")}
         assert ("index.json" in left) <= (set(TOP) | set(PARTS) <= left)
         assert ("lists.parquet" in left) <= (set(PARTS) <= left)
         assert ("work/merge/0-x-a.parquet" in left) <= (set(PARTS) <= left)
         assert ("work/assign/0-a.json" in left) <= ("work/assign/0-a.arrows" in left)
         clean(storage)
-        assert not [name for name in names(storage) if name.startswith("indexes/")], "the next gc finishes it"
+        assert not [name for name in names_in(storage) if name.startswith("indexes/")], "the next gc finishes it"
 
 
 def test_the_lost_reply_to_ones_own_put_of_an_index_is_a_success(storage: Storage) -> None:

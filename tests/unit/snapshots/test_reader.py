@@ -9,16 +9,8 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.snapshots.commit import publish
 from pipeline.snapshots.reader import open_snapshot
-from pipeline.snapshots.store import open_store
 from pipeline.uris import Storage
 from tests.stores import file_id, make_record, publication, put
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    storage = Storage(str(tmp_path / "store"))
-    open_store(storage, "/corpus", create=True)
-    return storage
 
 
 def test_a_snapshot_as_files_and_as_a_dataset(storage: Storage) -> None:
