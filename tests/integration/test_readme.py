@@ -11,8 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 
+import pipeline
 from pipeline.snapshots.reader import open_snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +81,19 @@ def test_the_python_of_the_readme_reads_the_store(
     first = open_snapshot("quickstart/store").dataset().head(1, columns=["doc_id"])["doc_id"][0].as_py()
     cells = re.findall(rf"│ {re.escape(first)} +[│┆]", capsys.readouterr().out)
     assert len(cells) == 2  # once by DuckDB, once by Polars
+
+
+def test_the_sql_of_the_readme_finds_what_search_finds(
+    ran: dict[str, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [statement] = re.findall(r"^```sql\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    found = duckdb.connect().execute(statement).fetchall()
+    snapshot = pipeline.open("quickstart/store")
+    row = snapshot.dataset().to_table(filter=pc.field("doc_id") == "json.loads", columns=["vector"])["vector"][0]
+    ours = snapshot.search(np.array([row.as_py()], np.float32), 5)
+    assert [doc_id for doc_id, _ in found] == ours.doc_ids[0]
+    assert found[0][0] == "json.loads"
 
 
 def test_the_map_names_every_module() -> None:

@@ -1,28 +1,20 @@
-"""DuckDB alone finds neighbours: the statements of the README."""
+"""DuckDB alone finds neighbours: the statement of the README, and the files as ordinary tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import duckdb
+import pytest
 
 from pipeline.search import SearchableSnapshot
-from tests.indexed import NLIST, QUERIES, brute_force, recall
+from tests.indexed import NLIST, QUERIES, VECTORS, brute_force, recall
 
 Indexed = Callable[..., SearchableSnapshot]
 
-# Codec float16: the lists of the nearest centroids, and the nearest of their rows.
-BY_LISTS = """
-WITH query AS (SELECT $query::FLOAT[16] AS vector),
-probed AS (
-    SELECT list_id FROM read_parquet($centroids), query
-    ORDER BY array_distance(centroid::FLOAT[16], query.vector) LIMIT $nprobe
-)
-SELECT doc_id, array_cosine_similarity(codes.vector::FLOAT[16], query.vector) AS score
-FROM read_parquet($codes) AS codes, query
-WHERE list_id IN (SELECT list_id FROM probed)
-ORDER BY score DESC LIMIT $k
-"""
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 # Any codec, and no index: the embedding shards.
 BY_SHARDS = """
@@ -33,20 +25,22 @@ ORDER BY score DESC LIMIT $k
 """
 
 
-def test_duckdb_alone_finds_neighbours_in_lists_of_float16(indexed: Indexed) -> None:
+@pytest.mark.parametrize("nprobe", [4, NLIST])
+def test_the_statement_of_the_readme_finds_what_a_search_finds(nprobe: int, indexed: Indexed) -> None:
     snapshot = indexed("float16")
-    description, full = snapshot.index.description, snapshot.storage.full_uri
-    files = {
-        "centroids": full(description.centroids.file),
-        "codes": [full(part.codes.file) for part in description.parts],
-    }
-    for nprobe in (4, NLIST):
-        found = [
-            duckdb.execute(BY_LISTS, {"query": query.tolist(), "nprobe": nprobe, "k": 5, **files}).fetchall()
-            for query in QUERIES[:5]
-        ]
-        ours = snapshot.index.search(QUERIES[:5], 5, nprobe=nprobe)
-        assert [[doc_id for doc_id, _ in rows] for rows in found] == ours.doc_ids
+    [statement] = re.findall(r"^```sql\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for there, here in {
+        "quickstart/store": snapshot.storage.uri,
+        "FLOAT[384]": "FLOAT[16]",
+        "LIMIT 4": f"LIMIT {nprobe}",
+    }.items():
+        assert there in statement
+        statement = statement.replace(there, here)
+    for row in (0, 7, 1400):
+        found = duckdb.connect().execute(statement.replace("json.loads", f"d{row}")).fetchall()
+        ours = snapshot.index.search(VECTORS[row : row + 1], 5, nprobe=nprobe)
+        assert [doc_id for doc_id, _ in found] == ours.doc_ids[0]
+        assert [score for _, score in found] == pytest.approx(ours.scores[0].tolist(), abs=1e-3)
 
 
 def test_duckdb_alone_finds_neighbours_in_embedding_shards(indexed: Indexed) -> None:
