@@ -33,6 +33,7 @@ def make_indexed(
     *,
     lists_per_row: int = 1,
     nlist: Any = NLIST,
+    recall_target: float = 0.95,
     **options: Any,
 ) -> SearchableSnapshot:
     """A published store of the vectors in two shards, and its index; kept columns are lang and year.
@@ -43,6 +44,7 @@ def make_indexed(
         vectors: (N, D), rows d0, d1, ...
         lists_per_row: of the index.
         nlist: of the index.
+        recall_target: of the index.
         options: of `make_snapshot`.
     """
     if isinstance(storage, Path):
@@ -50,7 +52,8 @@ def make_indexed(
     open_store(storage, "/corpus", create=True)
     half = 2 * len(vectors) // 3
     snapshot = make_snapshot(storage, [vectors[:half], vectors[half:]], **options)
-    built = build(snapshot, index_settings(codec=codec, nlist=nlist), lists_per_row=lists_per_row)
+    settings = index_settings(codec=codec, nlist=nlist, recall_target=recall_target)
+    built = build(snapshot, settings, lists_per_row=lists_per_row)
     found = with_index(snapshot, built.file)
     storage.put(manifest_name(1), found.manifest.to_json())
     return SearchableSnapshot(found.storage, found.manifest)

@@ -11,7 +11,7 @@ with the code. The scale of the levels is the one of a few that leaves the least
 searches all of them, for less than one part in a thousand of that angle, and at 40 times the time.
 
 A code is: levels, dimension 0 in the highest bits of byte 0, padded to whole bytes; then s and b, as
-little-endian float32. faiss' RaBitQ has the same levels with other factors, and no rotation of its own.
+little-endian float32. faiss' RaBitQ has the same levels and factors laid out otherwise, and no rotation of its own.
 """
 
 from __future__ import annotations
@@ -121,6 +121,10 @@ class Rabitq:
 
     def _factors(self, codes: Codes) -> Floats:
         return np.ascontiguousarray(codes[:, self._level_bytes :]).view("<f4")
+
+    def unpacked(self, codes: Codes) -> tuple[Codes, Floats]:
+        """Codes (N, B) to levels (N, D) and factors s, b (N, 2)."""
+        return self._unpack(codes), self._factors(codes)
 
     def decode(self, codes: Codes, centroids: Floats) -> Floats:
         """(N, B) to (N, D), without the correction `b`, which no vector has."""
