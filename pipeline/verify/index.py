@@ -1,8 +1,9 @@
 """The index of a snapshot, against itself and against the embedding shards of the snapshot that it serves.
 
 Each file is what index.json lists, byte by byte; each row group is what the directory says of it; each row of the
-shards stands in the index as often as a row has lists, under its own hash; and the panel's nearest are rows, the
-first ten as near as it says. Parts stream one at a time; beside them there is a byte for each row.
+shards stands in the index as often as a row has lists, under its own hash, what deleted.parquet names not counted; and
+the panel's nearest are rows, the first ten as near as it says. Parts stream one at a time; beside them there is a byte
+for each row.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class CheckedIndex:
 
     findings: list[str] = field(default_factory=list)
     num_rows: int = 0
-    """Row addresses seen."""
+    """Row addresses seen, without deleted ones."""
     num_bytes: int = 0
 
 
@@ -84,7 +85,8 @@ def check_index(storage: Storage, manifest: Manifest) -> CheckedIndex:
     seen = _Seen(shards)
     for part in description.parts:
         mine = directory.filter(pa.compute.equal(directory["part"], part.part)).sort_by("row_group")
-        checked.findings += list(_Part(storage, description, quantizer, part).check(mine, seen, checked))
+        gone = np.unique(deleted.filter(pa.compute.equal(deleted["part"], part.part))["position"].to_numpy())
+        checked.findings += list(_Part(storage, description, quantizer, part, gone).check(mine, seen, checked))
     checked.findings += _deletions(description, deleted)
     checked.findings += seen.findings(storage, description)
     checked.findings += _panel(storage, description, shards, panel)
@@ -133,10 +135,12 @@ def _read(storage: Storage, ref: FileRef, checked: CheckedIndex) -> bytes | None
 
 
 class _Part:
-    """One part: its two files against index.json and the directory."""
+    """One part: its two files against index.json and the directory; `gone` are its rows that are deleted, ascending."""
 
-    def __init__(self, storage: Storage, description: IndexDescription, quantizer: Quantizer, part: PartRef) -> None:
-        self._storage, self._description, self._part = storage, description, part
+    def __init__(
+        self, storage: Storage, description: IndexDescription, quantizer: Quantizer, part: PartRef, gone: Rows
+    ) -> None:
+        self._storage, self._description, self._part, self._gone = storage, description, part, gone
         self._codec = quantizer.codec
 
     def check(self, directory: pa.Table, seen: _Seen, checked: CheckedIndex) -> Iterator[str]:
@@ -175,6 +179,7 @@ class _Part:
         if directory["row_group"].to_pylist() != list(range(ref.num_groups)):
             yield f"{self._description.lists.file} does not list each row group of {name} once"
             return
+        begin = 0
         for row in directory.to_pylist():
             number = row["row_group"]
             group = of_codes.read_row_group(number)
@@ -182,8 +187,17 @@ class _Part:
             in_code = codes[row["code_begin"] : row["code_begin"] + row["num_rows"] * num_bytes]
             in_addresses = addresses[row["address_begin"] : row["address_begin"] + 8 * row["num_rows"]]
             yield from self._group(row, group, own, in_code, in_addresses)
-            checked.num_rows += len(own)
-            yield from (f"{ref.addresses.file}: {what}" for what in seen.add(own, group["row_hash"], row["list_id"]))
+            first, last = np.searchsorted(self._gone, [begin, begin + len(own)])
+            if last - first != row["num_deleted"]:
+                yield (
+                    f"row group {number} of {name} has {last - first} deleted rows, the directory says "
+                    f"{row['num_deleted']}"
+                )
+            left = np.delete(np.arange(len(own)), self._gone[first:last] - begin)
+            begin += len(own)
+            checked.num_rows += len(left)
+            hashes = group["row_hash"].take(pa.array(left))
+            yield from (f"{ref.addresses.file}: {what}" for what in seen.add(own[left], hashes, row["list_id"]))
 
     def _group(
         self, row: dict[str, Any], group: pa.Table, own: Rows, in_code: bytes, in_addresses: bytes
