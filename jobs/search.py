@@ -52,13 +52,14 @@ def main(
     """Show the documents of the current snapshot that are nearest to each query; score is the cosine."""
     if texts and file:
         raise click.UsageError("give --query or --queries, not both")
-    queries = read_queries(file) if file else {str(number): text for number, text in enumerate(texts)}
+    config = load_config(target, overrides) if is_config(target) else None
+    options_of_file = None if config is None else config.input.storage_options
+    queries = read_queries(file, options_of_file) if file else {str(number): text for number, text in enumerate(texts)}
     if not queries:
         raise click.UsageError("no query; give --query TEXT or --queries FILE")
     if options["k"] < 1:
         raise click.UsageError(f"-k must be at least 1: {options['k']}")
     found = open_target(target, overrides)
-    config = load_config(target, overrides) if is_config(target) else None
     snapshot = SearchableSnapshot(found.storage, found.manifest, _encoder_of(config))
     click.echo(_told(snapshot, options), err=True)
     for answer in _answers(snapshot, queries, options):
@@ -94,6 +95,7 @@ def _told(snapshot: SearchableSnapshot, options: Options) -> str:
     told = f"index of snapshot {index.snapshot_id}: nprobe {probing.nprobe} of {index.nlist}"
     if probing.rerank:
         told += f", rerank {probing.rerank}"
+    told += f", some {probing.query_bytes:,} bytes a query"
     if probing.measured is not None:
         low, high = probing.measured.interval_at_10
         told += (

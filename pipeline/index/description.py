@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StoreError
+from pipeline.index.layout import REBUILD
 from pipeline.snapshots.manifest import TableRef
 from pipeline.snapshots.records import checksum
 from pipeline.uris import Storage
@@ -171,9 +172,9 @@ def read_description(storage: Storage, name: str, expected_checksum: str | None 
     try:
         data = storage.read(name)
     except FileNotFoundError:
-        raise StoreError(f"missing from the store: {uri}; build the index again") from None
+        raise StoreError(f"missing from the store: {uri}; `vecmill index CONFIG` builds the index anew") from None
     if expected_checksum is not None and checksum(data) != expected_checksum:
-        raise StoreError(f"damaged: {uri} is not what its manifest names (checksum); build the index again")
+        raise StoreError(f"damaged: {uri} is not what its manifest names (checksum); {REBUILD}")
     return parse_description(data, uri)
 
 

@@ -6,6 +6,7 @@ two builds of one index, or one that was killed and goes on, use the same quanti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageFault, StoreError
 from pipeline.index.codecs import Floats, make_codec
 from pipeline.index.description import FileRef
-from pipeline.index.layout import centroids_schema, digest, index_folder
+from pipeline.index.layout import REBUILD, centroids_schema, index_folder
 from pipeline.index.quantizer import Quantizer, parse_metadata
 from pipeline.snapshots.records import checksum
 from pipeline.uris import Storage
@@ -68,9 +69,17 @@ def read_file(storage: Storage, ref: FileRef, schema: pa.Schema) -> pa.Table:
 
 def put_quantizer(storage: Storage, index_id: str, quantizer: Quantizer) -> tuple[Quantizer, FileRef]:
     """The quantizer that the index has from now on, this one or one that was there, and its file."""
-    arrays = {name: _put_array(storage, index_id, name, values) for name, values in quantizer.codec.arrays().items()}
+    files, there = {}, {}
+    for name, values in quantizer.codec.arrays().items():
+        files[name] = f"{index_folder(index_id)}/{name}.parquet"
+        # Whoever's centroids are there first, they go with the arrays that were there first.
+        there[name] = _read_array(
+            storage, put_once(storage, files[name], table_bytes(_array_table(values))), files[name]
+        )
+    codec = make_codec(quantizer.codec.name, quantizer.codec.parameters(), there)
+    quantizer = replace(quantizer, codec=codec)
     name = f"{index_folder(index_id)}/centroids.parquet"
-    metadata = quantizer.metadata() | {_ARRAYS_KEY: orjson.dumps(arrays)}
+    metadata = quantizer.metadata() | {_ARRAYS_KEY: orjson.dumps(files)}
     columns = [
         pa.array(np.arange(quantizer.nlist, dtype=np.int32)),
         pa.array(quantizer.parents),
@@ -108,8 +117,8 @@ def read_quantizer(storage: Storage, ref: FileRef, expected_fp: str) -> Quantize
     quantizer = _read_quantizer(storage, _read_listed(storage, ref), uri)
     if quantizer.fingerprint != expected_fp:
         raise StoreError(
-            f"{uri} holds the quantizer {quantizer.fingerprint}, the index is of {expected_fp}: it was replaced; "
-            "build the index again"
+            f"{uri} holds the quantizer {quantizer.fingerprint}, the index is of {expected_fp}: it was "
+            f"replaced; {REBUILD}"
         )
     return quantizer
 
@@ -120,19 +129,21 @@ def _read_listed(storage: Storage, ref: FileRef) -> bytes:
     try:
         data = storage.read(ref.file)
     except FileNotFoundError:
-        raise StoreError(f"missing from the store: {uri}, which an index.json names; build the index again") from None
+        raise StoreError(
+            f"missing from the store: {uri}, which an index.json names; `vecmill index CONFIG` builds the index anew"
+        ) from None
     if checksum(data) != ref.checksum:
-        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); build the index again")
+        raise StoreError(f"damaged: {uri} is not what its index.json names (checksum); {REBUILD}")
     return data
 
 
 def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
-    damaged = f"damaged: {uri} is no quantizer, or not the one that was put there; build the index again"
+    damaged = f"damaged: {uri} is no quantizer, or not the one that was put there; {REBUILD}"
     try:
         table = pq.read_table(pa.BufferReader(data))
         told: dict[str, Any] = parse_metadata(table.schema.metadata)
         arrays = {
-            name: _values(pq.read_table(pa.BufferReader(storage.read(file)))["values"])
+            name: _read_array(storage, storage.read(file), file)
             for name, file in orjson.loads(table.schema.metadata[_ARRAYS_KEY]).items()
         }
         codec = make_codec(told["codec"], told["parameters"], arrays)
@@ -145,11 +156,16 @@ def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
     return quantizer
 
 
-def _put_array(storage: Storage, index_id: str, name: str, values: Floats) -> str:
-    # Named by content: whoever trains another one does not meet this.
-    file = f"{index_folder(index_id)}/{name}-{digest(values.tobytes())}.parquet"
-    put_once(storage, file, table_bytes(pa.table({"values": _vectors(values)})))
-    return file
+def _array_table(values: Floats) -> pa.Table:
+    return pa.table({"values": _vectors(values)})
+
+
+def _read_array(storage: Storage, data: bytes, file: str) -> Floats:
+    try:
+        return _values(pq.read_table(pa.BufferReader(data))["values"])
+    except (pa.ArrowException, KeyError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise StoreError(f"damaged: {storage.full_uri(file)} is no file of an index ({reason}); {REBUILD}") from None
 
 
 def _vectors(values: Floats) -> pa.FixedSizeListArray:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LIST_ID = pa.field("list_id", pa.int32(), nullable=False)
 ROW_ADDRESS = pa.field("row_address", pa.int64(), nullable=False)  # ordinal << 32 | row
+ADDRESS_BYTES = 8
 
 DIRECTORY_SCHEMA = pa.schema(
     [
@@ -53,6 +54,14 @@ DELETED_SCHEMA = pa.schema(
         pa.field("position", pa.int64(), nullable=False),  # row of the part
     ]
 )
+
+
+REBUILD = "delete it, then `vecmill index CONFIG` builds the index anew"
+"""The way out of a file that is damaged: `vecmill index` finds what is missing, and reads nothing to find more."""
+
+
+INDEXES = "indexes/"
+"""Where the indexes of a store lie."""
 
 
 def centroids_schema(dim: int) -> pa.Schema:
@@ -120,7 +129,7 @@ def _vectors(name: str, dim: int, type_: pa.DataType) -> pa.Field:
 
 def index_folder(index_id: str) -> str:
     """Where an index lies in its store."""
-    return f"indexes/{index_id}"
+    return f"{INDEXES}{index_id}"
 
 
 def part_names(index_id: str, part: int, attempt: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from pipeline.errors import StoreError, VecmillError
 from pipeline.index.assign import Intermediate, Work, bucket_bounds
 from pipeline.index.description import PartRef
 from pipeline.index.files import file_ref, table_bytes
-from pipeline.index.layout import DIRECTORY_SCHEMA, digest, part_names
+from pipeline.index.layout import DIRECTORY_SCHEMA, digest, index_folder, part_names
 from pipeline.index.parts import MAX_GROUP_BYTES, MAX_PART_GROUPS, make_part
 from pipeline.parallel import map_ahead
 from pipeline.snapshots.records import new_attempt
@@ -196,16 +196,21 @@ def finished_merges(
 ) -> dict[int, Merged]:
     """What an earlier run has merged of these ranges, from these very intermediates: by part, the least attempt.
 
+    A part that has lost a file, or part of one, is merged again.
+
     Raises:
         StoreError: a record is damaged.
     """
-    names = sorted(info.name for info in storage.scan(f"{work.folder}/merge"))
+    sizes = {info.name: info.size for info in storage.scan(index_folder(work.index_id))}
+    names = sorted(name for name in sizes if name.startswith(f"{work.folder}/merge/"))
     found = {}
     for planned in ranges:
         prefix = f"{_record_prefix(work, records[planned.first : planned.last], planned)}-"
-        mine = [name for name in names if name.startswith(prefix)]
-        if mine:
-            found[planned.part] = _read_record(storage, mine[0])
+        for name in names:
+            if planned.part not in found and name.startswith(prefix):
+                part = _read_record(storage, name)
+                if all(sizes.get(ref.file) == ref.size for ref in (part.ref.codes, part.ref.addresses)):
+                    found[planned.part] = part
     return found
 
 

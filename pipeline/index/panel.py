@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError, UsageError
 from pipeline.index.codecs import Floats
 from pipeline.index.description import PanelSource
-from pipeline.index.layout import digest, panel_schema
+from pipeline.index.layout import REBUILD, digest, panel_schema
 from pipeline.index.nearest import NUM_KEPT, Pairs, floors, from_table, joined
 from pipeline.index.sample import Sample
 from pipeline.index.shards import Rows, Shard, read_columns, unit
@@ -222,7 +222,7 @@ def parse_panel(table: pa.Table) -> tuple[Panel, Truth]:
         StoreError: it has no rows.
     """
     if not table.num_rows:
-        raise StoreError("panel.parquet has no queries; build the index again")
+        raise StoreError(f"panel.parquet has no queries; {REBUILD}")
     vectors = np.asarray(table["vector"].combine_chunks().flatten().to_numpy(), np.float32).reshape(table.num_rows, -1)
     texts, doc_ids = (tuple(table[name].drop_null().to_pylist()) for name in ("text", "doc_id"))
     is_published = np.asarray(table["is_published"].to_numpy(), bool)

@@ -41,7 +41,7 @@ from pipeline.index.panel import (
 from pipeline.index.quantizer import train
 from pipeline.index.recall import RERANK_DEPTHS, probe_levels
 from pipeline.index.sample import Sample, join_samples, plan_sample, read_sample
-from pipeline.index.shards import Rows, Shard, shards_of
+from pipeline.index.shards import Rows, Shard, plain, shards_of
 from pipeline.snapshots.reader import Snapshot
 from pipeline.uris import Storage
 
@@ -168,14 +168,9 @@ def prepare(aim: Aim, run: Run = in_process) -> Plan:
             log.info("training %d lists of %s on %d rows", choice.nlist, choice.codec, num_drawn)
             trained = train(sample.vectors, choice.nlist, choice.codec, manifest.encoder_fp, seed=seed)
             loaded = put_quantizer(storage, index_id, trained)
-    keep = pa.schema([_plain(snapshot.schema.field(name)) for name in (*manifest.keep, *_place_columns(snapshot))])
+    keep = pa.schema([plain(snapshot.schema.field(name)) for name in (*manifest.keep, *_place_columns(snapshot))])
     work = Work(index_id, loaded[0], panel, keep, aim.lists_per_row)
     return Plan(snapshot, shards, choice, work, loaded[1])
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """A dictionary-encoded column as what it stands for: batches of rows travel without their dictionaries."""
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _place_columns(snapshot: Snapshot) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ import orjson
 
 from pipeline.errors import StoreError
 from pipeline.index.codecs import Codec, Codes, Float16, Floats, Sq8
-from pipeline.index.layout import digest
+from pipeline.index.layout import REBUILD, digest
 from pipeline.index.rabitq import Rabitq
 
 METRIC: Literal["l2"] = "l2"
@@ -133,7 +133,7 @@ class Quantizer:
         if not fits or not np.allclose(self.decode(code, np.zeros(1, np.int32))[0], expected, atol=1e-5):
             raise StoreError(
                 f"{where}: its codes of {self.codec.name} decode here to other vectors than where it was built; "
-                "build the index again, or read it with the version that built it"
+                f"{REBUILD}; or read it with the version that built it"
             )
 
     def metadata(self) -> dict[bytes, bytes]:

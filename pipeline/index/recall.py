@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline.errors import StoreError
 from pipeline.index.assign import Work
 from pipeline.index.codecs import Codes, Floats
+from pipeline.index.layout import REBUILD
 from pipeline.index.merge import Merged
 from pipeline.index.panel import Truth
 from pipeline.index.parts import group_checksum
@@ -156,7 +157,6 @@ def read_groups(storage: Storage, merged: Merged, num_bytes: int) -> Iterator[tu
         StoreError: the part is missing or damaged.
     """
     ref, rows = merged.ref, merged.directory.to_pylist()
-    damaged = "is not what the directory says; build the index again"
     try:
         addresses = memoryview(storage.read(ref.addresses.file))
         window, begin = memoryview(b""), 0
@@ -174,7 +174,8 @@ def read_groups(storage: Storage, merged: Merged, num_bytes: int) -> Iterator[tu
             own = addresses[row["address_begin"] : row["address_begin"] + 8 * row["num_rows"]]
             if group_checksum(codes, own) != row["checksum"]:
                 raise StoreError(
-                    f"damaged: {ref.codes.file}, or {ref.addresses.file} beside it, {damaged} (list {row['list_id']})"
+                    f"damaged: {ref.codes.file}, or {ref.addresses.file} beside it, is not "
+                    f"what the directory says (list {row['list_id']}); {REBUILD}"
                 )
             yield (
                 row["list_id"],
@@ -182,7 +183,7 @@ def read_groups(storage: Storage, merged: Merged, num_bytes: int) -> Iterator[tu
                 np.frombuffer(own, "<i8").astype(np.int64, copy=False),
             )
     except FileNotFoundError as error:
-        raise StoreError(f"missing from the store: {error}; build the index again") from None
+        raise StoreError(f"missing from the store: {error}; run the same command again") from None
 
 
 @dataclass(frozen=True, eq=False)

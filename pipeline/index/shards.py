@@ -19,6 +19,9 @@ from pipeline.uris import Storage
 
 Rows = npt.NDArray[np.int64]
 
+RESTORE = "put it back, or embed again into another store"
+"""The way out of an embedding shard that is damaged or missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -55,33 +58,45 @@ def row_addresses(shard: Shard, rows: Rows) -> Rows:
 
 
 def read_vectors(storage: Storage, shard: Shard, begin: int, end: int) -> Floats:
-    """Vectors of rows [begin, end) as they are stored, as float32 (N, D). One range read.
+    """As `read_stored`, as float32."""
+    return read_stored(storage, shard, begin, end).astype(np.float32)
+
+
+def read_stored(storage: Storage, shard: Shard, begin: int, end: int) -> npt.NDArray[np.float16] | Floats:
+    """Vectors (N, D) of rows [begin, end) as they are stored. One range read.
 
     Raises:
         StoreError: the shard is missing or ends early.
     """
     first = shard.vector_begin + begin * shard.row_bytes
     num_bytes = (end - begin) * shard.row_bytes
-    with present(shard):
+    with present(storage, shard):
         data = storage.read_range(shard.file, first, first + num_bytes)
     if len(data) != num_bytes:
         raise StoreError(
-            f"embedding shard {shard.file} ends early: {len(data)} of {num_bytes} bytes of vectors; it was damaged"
+            f"embedding shard {storage.full_uri(shard.file)} ends early: {len(data)} of {num_bytes} bytes of vectors; "
+            f"it was damaged; {RESTORE}"
         )
-    return np.frombuffer(data, np.dtype(shard.dtype).newbyteorder("<")).reshape(-1, shard.dim).astype(np.float32)
+    return np.frombuffer(data, np.dtype(shard.dtype).newbyteorder("<")).reshape(-1, shard.dim)
 
 
 def read_columns(storage: Storage, shard: Shard, names: Sequence[str]) -> pa.Table:
-    """Other columns of all its rows.
+    """Other columns of all its rows, in the order of `names`.
 
     Raises:
         StoreError: the shard is missing or damaged.
     """
     try:
-        with present(shard), storage.open(shard.file) as source:
-            return pq.ParquetFile(source, pre_buffer=True).read(columns=list(names))
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"embedding shard {shard.file} was damaged ({' '.join(str(error).split())[:100]})") from None
+        with present(storage, shard), storage.open(shard.file) as source:
+            return pq.ParquetFile(source, pre_buffer=True).read(columns=list(names)).select(list(names))
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise StoreError(f"embedding shard {storage.full_uri(shard.file)} was damaged ({reason}); {RESTORE}") from None
+
+
+def plain(field: pa.Field) -> pa.Field:
+    """A dictionary-encoded column as what it stands for: each shard, and each batch, has a dictionary of its own."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def unit(vectors: Floats) -> Floats:
@@ -91,12 +106,12 @@ def unit(vectors: Floats) -> Floats:
 
 
 @contextmanager
-def present(shard: Shard) -> Iterator[None]:
+def present(storage: Storage, shard: Shard) -> Iterator[None]:
     """A missing shard as a StoreError."""
     try:
         yield
     except FileNotFoundError:
         raise StoreError(
-            f"embedding shard {shard.file} is missing from the store, though the snapshot holds it; put it back, or "
-            "embed again into another store"
+            f"embedding shard {storage.full_uri(shard.file)} is missing from the store, though the snapshot holds it; "
+            f"{RESTORE}"
         ) from None

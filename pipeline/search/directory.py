@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.index.description import IndexDescription, PartRef
+from pipeline.index.layout import ADDRESS_BYTES, REBUILD
 from pipeline.search.ranges import Range
 
 _ROW_HASH_BYTES = 16
@@ -64,7 +65,9 @@ class Directory:
     def addresses_range(self, group: int) -> Range:
         """Where its row addresses lie."""
         begin = int(self.address_begin[group])
-        return Range(self.parts[int(self.part[group])].addresses.file, begin, begin + 8 * int(self.num_rows[group]))
+        return Range(
+            self.parts[int(self.part[group])].addresses.file, begin, begin + ADDRESS_BYTES * int(self.num_rows[group])
+        )
 
     def answers_range(self, group: int) -> Range:
         """Where its other columns lie: after the codes; the last, row_hash, is not read."""
@@ -99,9 +102,9 @@ def make_directory(lists: pa.Table, deleted: pa.Table, description: IndexDescrip
     )
     strangers = [ref.codes.file for ref in description.parts if ref.quantizer_fp != description.quantizer_fp]
     if strangers:
-        raise StoreError(f"{strangers[0]} was made with another quantizer than the index {uri}; build the index again")
+        raise StoreError(f"{strangers[0]} was made with another quantizer than the index {uri}; {REBUILD}")
     if not is_inside or sum(ref.num_rows for ref in description.parts) != int(columns["num_rows"].sum()):
-        raise StoreError(f"damaged: {uri} does not fit its index.json; build the index again")
+        raise StoreError(f"damaged: {uri} does not fit its index.json; {REBUILD}")
     return Directory(
         parts=parts,
         code_bytes=description.num_code_bytes,
@@ -128,7 +131,7 @@ def _deleted_rows(columns: dict[str, Ints], deleted: pa.Table, uri: str) -> dict
         positions = np.sort(deleted["position"].to_numpy()[parts == part])
         place = np.searchsorted(starts, positions, side="right") - 1
         if len(positions) and (positions[0] < 0 or positions[-1] >= starts[-1]):
-            raise StoreError(f"damaged: deleted.parquet names rows that {uri} does not have; build the index again")
+            raise StoreError(f"damaged: deleted.parquet names rows that {uri} does not have; {REBUILD}")
         for one in np.unique(place).tolist():
             found[int(groups[one])] = positions[place == one] - starts[one]
     return found

@@ -7,21 +7,19 @@ shard (see pipeline.write); ids are read for the winners alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.config import redact_uri
-from pipeline.errors import StoreError, UsageError
+from pipeline.index.shards import Shard, plain, read_columns, read_stored, row_addresses, shards_of
 from pipeline.parallel import map_ahead
 from pipeline.search.filters import Filter
 from pipeline.search.neighbours import Chunk, Neighbours
+from pipeline.search.queries import check_queries
 from pipeline.snapshots.reader import Snapshot
 
 # Scores held at once, Q x N of a block: 64 MiB of float32.
@@ -44,31 +42,25 @@ def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int, w
         where: an expression of SQL over kept columns, doc_id and chunk_index, which all neighbours meet.
 
     Raises:
-        UsageError: k below 1, queries of another dim, or an expression that cannot be used.
+        UsageError: k below 1, queries that are no unit vectors of this dim, or an expression that cannot be used.
         StoreError: a shard of the snapshot is missing or damaged.
     """
-    if k < 1:
-        raise UsageError(f"k must be at least 1: {k}")
-    dim = snapshot.dim
+    queries = check_queries(queries, k, snapshot.dim, "the snapshot")
     row_filter = None if where is None else Filter(where, ["doc_id", "chunk_index", *snapshot.manifest.keep])
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise UsageError(f"queries have shape {queries.shape}, the snapshot holds vectors of dim {dim}")
     best_scores = np.full((len(queries), 0), -np.inf, np.float32)
     best_addresses = np.zeros((len(queries), 0), np.int64)
-    ordinals = snapshot.shards["ordinal"].to_pylist()
-    for shard_index, vectors in _stream_vectors(snapshot):
+    for shard, vectors in _stream_vectors(snapshot):
         rows = np.arange(len(vectors))
         if row_filter is not None:
-            rows = np.flatnonzero(
-                row_filter.masks(_read_columns(snapshot, shard_index, row_filter.names).to_batches())[0]
-            )
+            columns = read_columns(snapshot.storage, shard, row_filter.names).combine_chunks()
+            rows = np.flatnonzero(row_filter.masks(columns.to_batches())[0])
             vectors = vectors[rows]
         step = max(1, _MAX_SCORES // max(1, len(queries)))
         for begin in range(0, len(vectors), step):
             block = vectors[begin : begin + step].astype(np.float32)  # (N, D)
             block /= np.linalg.norm(block, axis=1, keepdims=True)  # float16 keeps unit norm only within 1e-3
             scores = queries @ block.T  # (Q, N)
-            addresses = rows[begin : begin + step] + (ordinals[shard_index] << 32)
+            addresses = row_addresses(shard, rows[begin : begin + step])
             best_scores, best_addresses = _merge(best_scores, best_addresses, scores, addresses, k)
     return Neighbours(np.clip(best_scores, -1, 1), best_addresses, _look_up(snapshot, best_addresses.reshape(-1)))
 
@@ -114,59 +106,25 @@ def _merge(
     return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_addresses, order, 1)
 
 
-def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[int, npt.NDArray[np.float16] | npt.NDArray[np.float32]]]:
-    """(index in the shards table, vectors (N, D)) of each shard that has rows, read ahead by a few."""
-    shards = snapshot.shards.select(["file", "num_rows", "vector_begin"]).to_pylist()
-    dtype, dim = np.dtype(snapshot.dtype), snapshot.dim
+def _stream_vectors(snapshot: Snapshot) -> Iterator[tuple[Shard, npt.NDArray[np.float16] | npt.NDArray[np.float32]]]:
+    """Shards with their vectors (N, D), read ahead by a few."""
+    shards = shards_of(snapshot)
 
-    def read(index: int) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
-        shard = shards[index]
-        begin, num_bytes = shard["vector_begin"], shard["num_rows"] * dim * dtype.itemsize
-        with _present(snapshot, shard["file"]):
-            data = snapshot.storage.read_range(shard["file"], begin, begin + num_bytes)
-        if len(data) != num_bytes:
-            raise StoreError(
-                f"embedding shard {shard['file']} ends early: {len(data)} of {num_bytes} bytes of vectors; "
-                "it was damaged"
-            )
-        return np.frombuffer(data, dtype).reshape(-1, dim)
+    def read(shard: Shard) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
+        return read_stored(snapshot.storage, shard, 0, shard.num_rows)
 
-    filled = [index for index, shard in enumerate(shards) if shard["num_rows"]]
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        yield from zip(filled, map_ahead(pool, read, filled, _READ_AHEAD), strict=True)
-
-
-@contextmanager
-def _present(snapshot: Snapshot, file: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise StoreError(
-            f"embedding shard {file} is missing from the store {redact_uri(snapshot.storage.uri)}, though the "
-            "snapshot holds it; put it back, or embed again into another store"
-        ) from None
+        yield from zip(shards, map_ahead(pool, read, shards, _READ_AHEAD), strict=True)
 
 
 def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> pa.Table:
     """The columns that answers are made of, of the rows at these addresses (M,), in their order."""
     names = ["doc_id", *Chunk._fields, *snapshot.manifest.keep]
     unique, inverse = np.unique(addresses, return_inverse=True)
-    ordinals = unique >> 32
-    shard_of = {ordinal: index for index, ordinal in enumerate(snapshot.shards["ordinal"].to_pylist())}
-    schema = pa.schema([_plain(snapshot.schema.field(name)) for name in names])
+    schema = pa.schema([plain(snapshot.schema.field(name)) for name in names])
     tables = [schema.empty_table()]
-    for ordinal in np.unique(ordinals).tolist():
-        rows = unique[ordinals == ordinal] & 0xFFFFFFFF
-        tables.append(_read_columns(snapshot, shard_of[ordinal], names).take(pa.array(rows)).cast(schema))
+    for shard in shards_of(snapshot):
+        rows = unique[unique >> 32 == shard.ordinal] & 0xFFFFFFFF
+        if len(rows):
+            tables.append(read_columns(snapshot.storage, shard, names).take(pa.array(rows)).cast(schema))
     return pa.concat_tables(tables).take(pa.array(inverse.reshape(-1)))
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """A dictionary-encoded column as what it stands for: each shard has a dictionary of its own."""
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-
-
-def _read_columns(snapshot: Snapshot, shard_index: int, names: Sequence[str]) -> pa.Table:
-    file = snapshot.shards["file"][shard_index].as_py()
-    with _present(snapshot, file), snapshot.storage.open(file) as source:
-        return pq.ParquetFile(source, pre_buffer=True).read(columns=list(names)).select(list(names))

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
 from pipeline.index.codecs import Codes
+from pipeline.index.layout import REBUILD
 from pipeline.index.parts import group_checksum
 from pipeline.search.cache import Cache
 from pipeline.search.directory import Directory, Ints
@@ -25,6 +26,9 @@ from pipeline.uris import Storage
 
 # A footer in memory takes so many times its bytes.
 _FOOTER_FACTOR = 6
+
+# Row groups whose answer columns are decoded at a time: a large batch of queries answers from all there are.
+_MAX_ANSWERS = 512
 
 _TYPES = {"doc_id": pa.string(), "chunk_index": pa.int32()}
 
@@ -126,11 +130,14 @@ class Lists:
         order = np.argsort(which, kind="stable")
         bounds = np.searchsorted(which[order], np.arange(len(numbers) + 1))
         rows = places[order] & 0xFFFFFFFF
-        batches = self.answers(numbers.tolist())
-        taken = [
-            batches[number].take(pa.array(rows[bounds[one] : bounds[one + 1]]))
-            for one, number in enumerate(numbers.tolist())
-        ]
+        taken = []
+        for begin in range(0, len(numbers), _MAX_ANSWERS):
+            some = numbers[begin : begin + _MAX_ANSWERS].tolist()
+            batches = self.answers(some)
+            taken += [
+                batches[number].take(pa.array(rows[bounds[one] : bounds[one + 1]]))
+                for one, number in enumerate(some, begin)
+            ]
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.Table.from_batches([pa.concat_batches(taken).take(pa.array(back))])
@@ -156,7 +163,7 @@ class Lists:
         part = self.directory.parts[int(self.directory.part[number])]
         return StoreError(
             f"damaged: {self.storage.full_uri(part.codes.file)}, or {part.addresses.file} beside it, is not "
-            f"what the index's directory says (list {self.directory.list_id[number]}); build the index again"
+            f"what the index's directory says (list {self.directory.list_id[number]}); {REBUILD}"
         )
 
     def _footer(self, part: int, data: memoryview) -> pq.FileMetaData:
@@ -166,9 +173,7 @@ class Lists:
         except pa.ArrowException as error:
             raise self._unreadable(ref.codes.file, error) from None
         if (footer.num_rows, footer.num_row_groups) != (ref.num_rows, ref.num_groups):
-            raise StoreError(
-                f"{self.storage.full_uri(ref.codes.file)} is another file than the index names; build the index again"
-            )
+            raise StoreError(f"{self.storage.full_uri(ref.codes.file)} is another file than the index names; {REBUILD}")
         self._footers.put(part, footer, _FOOTER_FACTOR * len(data))
         return footer
 
@@ -186,7 +191,7 @@ class Lists:
 
     def _unreadable(self, file: str, error: Exception) -> StoreError:
         reason = " ".join(str(error).split())[:100]
-        return StoreError(f"damaged: {self.storage.full_uri(file)} cannot be read ({reason}); build the index again")
+        return StoreError(f"damaged: {self.storage.full_uri(file)} cannot be read ({reason}); {REBUILD}")
 
 
 class _Window(io.RawIOBase):

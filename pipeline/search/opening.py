@@ -1,8 +1,7 @@
 """From a snapshot to its index: what is read, in which order, and what is refused.
 
 All that lies in the folder of index.json is asked for together with it, and so is the shards table: from
-object storage that is one round trip (a second one with rabitq, whose rotation the centroids name, or where
-the snapshot is newer than its index).
+object storage that is one round trip (a second one where the snapshot is newer than its index).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipeline.errors import StoreError
 from pipeline.index.description import IndexDescription, read_description
 from pipeline.index.files import read_file, read_quantizer
-from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA
+from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, REBUILD
 from pipeline.index.shards import Shard
 from pipeline.search.directory import make_directory
 from pipeline.search.reader import IndexReader
@@ -58,7 +57,8 @@ def open_index(snapshot: Snapshot, *, cache_bytes: int = CACHE_BYTES) -> IndexRe
         )
     name = manifest.index.file
     folder = name.rpartition("/")[0]
-    beside = [f"{folder}/{file}.parquet" for file in ("centroids", "lists", "deleted")]
+    # Only rabitq has a rotation: its name, which the centroids tell, would take a round trip to learn.
+    beside = [f"{folder}/{file}.parquet" for file in ("centroids", "rotation", "lists", "deleted")]
     storage = ReadAhead(snapshot.storage, [name, *beside, manifest.shards.file])
     description = read_description(storage, name, manifest.index.checksum)
     if description.encoder_fp != manifest.encoder_fp:
@@ -71,7 +71,7 @@ def open_index(snapshot: Snapshot, *, cache_bytes: int = CACHE_BYTES) -> IndexRe
     shape = (quantizer.nlist, quantizer.dim, quantizer.codec.name, quantizer.codec.num_bytes)
     told = (description.nlist, description.dim, description.codec, description.num_code_bytes)
     if shape != told or quantizer.encoder_fp != description.encoder_fp:
-        raise StoreError(f"damaged: {storage.full_uri(name)} does not fit its centroids; build the index again")
+        raise StoreError(f"damaged: {storage.full_uri(name)} does not fit its centroids; {REBUILD}")
     quantizer.check_golden(description.golden, storage.full_uri(name))
     lists = read_file(storage, description.lists, DIRECTORY_SCHEMA)
     deleted = read_file(storage, description.deleted, DELETED_SCHEMA)

@@ -17,6 +17,30 @@ from pipeline.model import describe_model, encoder_fingerprint, fetch_model
 from pipeline.snapshots.manifest import Manifest
 from pipeline.tokens import load_tokenizer
 
+# Of the norm of a query: an encoder keeps it within 1e-3.
+_MAX_NORM_ERROR = 1e-2
+
+
+def check_queries(queries: npt.NDArray[np.floating], k: int, dim: int, holder: str) -> npt.NDArray[np.float32]:
+    """The queries (Q, D) as they are searched with; `holder` is what holds vectors of `dim`, for the eye.
+
+    Raises:
+        UsageError: k below 1, another dim, or no unit vectors: their scores would be no cosines.
+    """
+    if k < 1:
+        raise UsageError(f"k must be at least 1: {k}")
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise UsageError(f"queries have shape {queries.shape}, {holder} holds vectors of dim {dim}")
+    checked = np.ascontiguousarray(queries, np.float32)
+    norms = np.linalg.norm(checked, axis=1)
+    bad = np.flatnonzero(~(np.abs(norms - 1) < _MAX_NORM_ERROR))
+    if len(bad):
+        raise UsageError(
+            f"query {bad[0]} has norm {norms[bad[0]]:.4g}; queries are unit vectors, as the snapshot's encoder makes "
+            "them"
+        )
+    return checked
+
 
 class QueryEncoder:
     """The snapshot's encoder, for queries.

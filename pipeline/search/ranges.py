@@ -13,6 +13,8 @@ from functools import partial
 from typing import NamedTuple
 
 from pipeline.errors import StoreError
+from pipeline.index.layout import INDEXES, REBUILD
+from pipeline.index.shards import RESTORE
 from pipeline.uris import Storage
 
 # Reading over such a gap is sooner done than another request; neighbouring lists are mostly nearer than that.
@@ -66,14 +68,15 @@ class RangeReader:
 
     def _read(self, wanted: Range) -> memoryview:
         uri = partial(self.storage.full_uri, wanted.file)
+        is_of_index = wanted.file.startswith(INDEXES)  # else an embedding shard, for the rerank
         try:
             data = self.storage.read_range(wanted.file, wanted.begin, wanted.end)
         except FileNotFoundError:
-            raise StoreError(f"missing from the store: {uri()}, which the index needs; build the index again") from None
+            way_out = "`vecmill index CONFIG` builds the index anew" if is_of_index else RESTORE
+            raise StoreError(f"missing from the store: {uri()}, which the index needs; {way_out}") from None
         if len(data) != wanted.end - wanted.begin:
-            raise StoreError(
-                f"damaged: {uri()} ends before byte {wanted.end}, which the index needs; build the index again"
-            )
+            way_out = REBUILD if is_of_index else RESTORE
+            raise StoreError(f"damaged: {uri()} ends before byte {wanted.end}, which the index needs; {way_out}")
         return memoryview(data)
 
 

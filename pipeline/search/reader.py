@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import UsageError
 from pipeline.index.codecs import Floats
 from pipeline.index.description import IndexDescription
 from pipeline.index.quantizer import Quantizer
@@ -29,6 +28,7 @@ from pipeline.search.directory import Directory
 from pipeline.search.filters import Filter
 from pipeline.search.lists import Lists
 from pipeline.search.neighbours import Chunk, Neighbours
+from pipeline.search.queries import check_queries
 from pipeline.search.ranges import RangeReader
 from pipeline.search.rerank import exact_scores
 from pipeline.search.scan import Scan
@@ -102,15 +102,9 @@ class IndexReader:
             StoreError: a file is missing, or not what the index says.
             EnvironmentFault: storage failed.
         """
-        if k < 1:
-            raise UsageError(f"k must be at least 1: {k}")
-        if queries.ndim != 2 or queries.shape[1] != self.description.dim:
-            raise UsageError(
-                f"queries have shape {queries.shape}, the index holds vectors of dim {self.description.dim}"
-            )
+        queries = check_queries(queries, k, self.description.dim, "the index")
         probing = self.probing(nprobe, recall)
         row_filter = None if where is None else Filter(where, self.filter_columns)
-        queries = np.ascontiguousarray(queries, np.float32)
         step = max(1, _MAX_CANDIDATES // (self.description.lists_per_row * max(k, probing.rerank)))
         blocks = [
             self._search_block(queries[begin : begin + step], k, probing, row_filter)
@@ -147,14 +141,14 @@ class IndexReader:
                 pool.submit(self.lists.answers, np.unique(best.place >> 32).tolist())
             best.replace_scores(exact_scores(self._ranges, self._shards, queries, best.query, best.address))
 
-    def to_faiss(self) -> faiss.IndexIVF:
+    def to_faiss(self) -> faiss.Index:
         """The index as faiss' own, in memory: same centroids and codes, ids are row addresses.
 
         Inner products with unit vectors are the scores of `search` without rerank; of a row that stands in two lists
-        it may answer with both.
+        it may answer with both. Of codec rabitq it is behind a rotation: a `faiss.SearchParametersPreTransform` sets
+        nprobe.
 
         Raises:
-            NotSupportedError: codec rabitq.
             StoreError: a part is missing or damaged.
         """
         from pipeline.search.faiss_export import to_faiss

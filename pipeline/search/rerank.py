@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.errors import StoreError
 from pipeline.index.codecs import Floats
-from pipeline.index.shards import Shard
+from pipeline.index.shards import RESTORE, Shard
 from pipeline.search.directory import Ints
 from pipeline.search.ranges import Range, RangeReader
 
@@ -58,7 +58,7 @@ def read_vectors(reader: RangeReader, shards: Mapping[int, Shard], addresses: In
         if shard is None or row >= shard.num_rows:
             raise StoreError(
                 f"the index names row {row} of shard {address >> 32}, which its snapshot does not have; "
-                "build the index again"
+                "delete its index.json, then `vecmill index CONFIG` builds the index anew"
             )
         begin = shard.vector_begin + row * shard.row_bytes
         ranges.append(Range(shard.file, begin, begin + shard.row_bytes))
@@ -69,6 +69,7 @@ def read_vectors(reader: RangeReader, shards: Mapping[int, Shard], addresses: In
     bad = np.flatnonzero(~(np.abs(norms[:, 0] - 1) < _MAX_NORM_ERROR))
     if len(bad):
         raise StoreError(
-            f"embedding shard {ranges[bad[0]].file} was damaged: row {int(addresses[bad[0]]) & 0xFFFFFFFF} is no vector"
+            f"embedding shard {ranges[bad[0]].file} was damaged: row {int(addresses[bad[0]]) & 0xFFFFFFFF} is no "
+            f"vector; {RESTORE}"
         )
     return np.asarray(vectors / norms, np.float32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.errors import UsageError
 from pipeline.index.description import IndexDescription, Recall
 from pipeline.index.gate import cheapest
+from pipeline.index.layout import ADDRESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,14 @@ class Probing:
         nprobe: lists read for each query; more only while fewer than k rows are found.
         rerank: how many of the best by code are compared by their vectors; 0: none.
         measured: the recall at this setting, or at the nearest cheaper one; None: cheaper than all measured.
+        query_bytes: read for a query on average, of lists and for the rerank; ids and kept columns of what is found,
+            and what lies between ranges that are read together, come on top.
     """
 
     nprobe: int
     rerank: int
     measured: Recall | None
+    query_bytes: int
 
 
 def choose_probing(description: IndexDescription, nprobe: int | None, recall: float | None) -> Probing:
@@ -38,11 +42,20 @@ def choose_probing(description: IndexDescription, nprobe: int | None, recall: fl
         if not 0 < recall <= 1:
             raise UsageError(f"recall must be above 0, and at most 1: {recall}")
         found = _cheapest(description, recall)
-        return Probing(found.nprobe, found.rerank, found)
+        return _probing(description, found.nprobe, found.rerank, found)
     rerank = description.search.rerank
     nprobe = nprobe or description.search.nprobe
     below = [row for row in description.measured.table if row.rerank == rerank and row.nprobe <= nprobe]
-    return Probing(nprobe, rerank, max(below, key=lambda row: row.nprobe, default=None))
+    return _probing(description, nprobe, rerank, max(below, key=lambda row: row.nprobe, default=None))
+
+
+def _probing(description: IndexDescription, nprobe: int, rerank: int, measured: Recall | None) -> Probing:
+    # Of so many probes that were not measured: as many times what was, or as if lists were equal.
+    ratio = nprobe / description.nlist if measured is None else measured.read_ratio * nprobe / measured.nprobe
+    num_rows = description.num_rows * min(ratio, description.lists_per_row)
+    vector_bytes = description.dim * (2 if description.vector_dtype == "float16" else 4)
+    num_bytes = num_rows * (description.num_code_bytes + ADDRESS_BYTES) + rerank * vector_bytes
+    return Probing(nprobe, rerank, measured, round(num_bytes))
 
 
 def _cheapest(description: IndexDescription, recall: float) -> Recall:

@@ -51,8 +51,7 @@ def test_opening_takes_three_dependent_requests_and_a_query_two(codec: str, s3: 
     rounds = Rounds(s3)
     snapshot = pipeline.open(s3.uri, s3.options)
     _ = snapshot.index
-    # The rotation is named by the centroids.
-    assert rounds.num_rounds == (4 if codec == "rabitq" else 3), rounds.targets
+    assert rounds.num_rounds == 3, rounds.targets
     for number in range(4):
         rounds.restart()
         found = snapshot.search(QUERIES[number : number + 1], 10)

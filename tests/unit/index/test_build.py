@@ -156,6 +156,34 @@ def test_a_run_that_was_killed_goes_on_and_finishes_nothing_twice(
     assert (again.file, third.ran) == (built.file, {}), "what is there is taken as it is"
 
 
+@pytest.mark.parametrize("kind", ["codes", "addresses"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+def test_a_part_that_was_damaged_before_it_was_measured_is_told_and_its_deletion_the_way_out(
+    kind: str, damage: str, tmp_path: Path
+) -> None:
+    snapshot = snapshot_in(tmp_path)
+    settings = index_settings(codec="sq8", nlist=20)
+    with pytest.raises(StorageFault):
+        build(snapshot, settings, run=Counting(fail_at="measure"))
+    [path] = tmp_path.glob(f"indexes/*/{kind}/part-0-*")
+    data = bytearray(path.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "changed" else data[:-9])
+    again = Counting()
+    if damage == "changed":  # found by its checksum alone
+        with pytest.raises(StoreError, match=f"damaged: .*{kind}/part-0-.*; delete it, then `vecmill index CONFIG`"):
+            build(snapshot, settings, run=again)
+        assert "merge" not in again.ran
+        path.unlink()
+    built = build(snapshot, settings, run=again)
+    check_index(snapshot, built)
+    assert again.ran["merge"] == 1
+    assert "assign" not in again.ran
+
+
 def test_a_refused_index_is_published_once_the_target_is_lower_without_new_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

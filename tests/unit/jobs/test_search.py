@@ -72,7 +72,8 @@ def test_the_index_answers_and_is_told_with_its_measured_recall(store: Searchabl
     assert found[0]["kept"] == expected.kept[0][0]
     assert set(found[0]) == {"query_id", "query", "rank", "doc_id", "chunk_index", "score", "kept"}
     settings = store.index.description.search
-    assert f"index of snapshot 1: nprobe {settings.nprobe} of 20, rerank {settings.rerank}; recall@10" in ran.stderr
+    assert f"index of snapshot 1: nprobe {settings.nprobe} of 20, rerank {settings.rerank}, some " in ran.stderr
+    assert f"{store.index.probing().query_bytes:,} bytes a query; recall@10" in ran.stderr
     assert "documents, on which recall is higher than on questions" in ran.stderr
 
 

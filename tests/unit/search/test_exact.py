@@ -75,7 +75,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     snapshot = snapshot_in(tmp_path, [unit(20, 1), unit(20, 2)])
     path = tmp_path / snapshot.shards["file"][1].as_py()
     path.rename(tmp_path / "away")
-    with pytest.raises(StoreError, match=f"01.parquet is missing from the store {tmp_path}"):
+    with pytest.raises(StoreError, match=f"{tmp_path}/.*01.parquet is missing from the store"):
         exact_search(snapshot, unit(1, 2), 3)
 
     def then_gone(storage: Storage, name: str) -> None:  # between the vectors and the ids
@@ -88,7 +88,8 @@ def test_a_missing_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("queries", "k", "message"), [(unit(1, 2), 0, "k must"), (np.ones((1, 3), np.float32), 1, "dim 8")]
+    ("queries", "k", "message"),
+    [(unit(1, 2), 0, "k must"), (np.ones((1, 3), np.float32), 1, "dim 8"), (2 * unit(1, 2), 1, "norm 2")],
 )
 def test_what_cannot_be_searched_is_refused(
     queries: npt.NDArray[np.float32], k: int, message: str, tmp_path: Path

@@ -155,6 +155,8 @@ def test_no_query_is_no_answer(indexed: Indexed) -> None:
         (QUERIES, {"k": 0}, "k must be at least 1: 0"),
         (np.ones((2, 3), np.float32), {"k": 1}, r"\(2, 3\), the index holds vectors of dim 16"),
         (QUERIES[0], {"k": 1}, "dim 16"),
+        (2 * QUERIES, {"k": 1}, "query 0 has norm 2; queries are unit vectors"),
+        (np.where(np.arange(40) == 7, np.nan, QUERIES.T).T, {"k": 1}, "query 7 has norm nan; "),
         (QUERIES, {"k": 1, "nprobe": 0}, "nprobe must be from 1 to the number of lists, 20: 0"),
         (QUERIES, {"k": 1, "nprobe": 21}, "number of lists, 20: 21"),
         (QUERIES, {"k": 1, "recall": 0.0}, "recall must be above 0"),

@@ -7,7 +7,10 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.index.description import IndexDescription, Measured, Recall, Settings
 from pipeline.search import SearchableSnapshot
+from pipeline.search.directory import Directory
+from pipeline.search.ranges import Range
 from pipeline.search.settings import choose_probing
+from tests.indexed import NLIST, NUM, QUERIES
 
 
 def row(nprobe: int, rerank: int, recall: float) -> Recall:
@@ -55,3 +58,22 @@ def test_a_recall_that_was_not_measured_is_refused_with_what_was(description: In
 def test_of_other_probes_the_recall_of_fewer_is_known(description: IndexDescription) -> None:
     assert choose_probing(description, 5, None).measured == row(4, 0, 0.9)
     assert choose_probing(description, 1, None).measured is None
+
+
+@pytest.mark.parametrize("lists_per_row", [1, 2])
+def test_the_bytes_of_a_query_are_those_of_its_lists_and_its_rerank(
+    lists_per_row: int, indexed: Callable[..., SearchableSnapshot]
+) -> None:
+    index = indexed("sq8", lists_per_row=lists_per_row).index
+    rerank = index.probing().rerank * 2 * 16
+    assert index.probing(NLIST).query_bytes == lists_per_row * NUM * (16 + 8) + rerank
+    told = [index.probing(nprobe).query_bytes for nprobe in range(1, NLIST + 1)]
+    assert told == sorted(told)
+    directory, lists = index.directory, index.quantizer.nearest_lists(QUERIES, 4)
+    groups = [directory.groups_of(some) for some in lists.tolist()]
+    read = [sum(end - begin for group in some for _, begin, end in _ranges(directory, group)) for some in groups]
+    assert index.probing(4).query_bytes - rerank == pytest.approx(sum(read) / len(read), rel=0.2)
+
+
+def _ranges(directory: Directory, group: int) -> list[Range]:
+    return [directory.codes_range(group), directory.addresses_range(group)]
