@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.sections import Index
+from pipeline.errors import StoreError
 from pipeline.index.assign import Work
 from pipeline.index.choose import Choice, choose
 from pipeline.index.description import FORMAT_VERSION, FileRef
 from pipeline.index.files import load_quantizer, put_once, put_quantizer, table_bytes
-from pipeline.index.layout import digest, index_folder
+from pipeline.index.layout import REBUILD, digest, index_folder
 from pipeline.index.panel import (
     NUM_QUERIES,
     Encode,
@@ -207,11 +208,20 @@ def _put_panel(storage: Storage, index_id: str, panel: Panel) -> Panel:
     """The panel that the build has from now on: an encoder may not give the same vectors twice."""
     empty = Truth(*([np.zeros(0, kind)] * len(panel) for kind in (np.int64, np.float32, np.int64)))  # type: ignore[arg-type]
     table = panel_table(panel, empty).append_column("floor", pa.array(panel.floors))
-    return parse_panel(pq.read_table(pa.BufferReader(put_once(storage, _panel_name(index_id), table_bytes(table)))))[0]
+    return _parse(storage, index_id, put_once(storage, _panel_name(index_id), table_bytes(table)))
 
 
 def _load_panel(storage: Storage, index_id: str) -> Panel | None:
     try:
-        return parse_panel(pq.read_table(pa.BufferReader(storage.read(_panel_name(index_id)))))[0]
+        data = storage.read(_panel_name(index_id))
     except FileNotFoundError:
         return None
+    return _parse(storage, index_id, data)
+
+
+def _parse(storage: Storage, index_id: str, data: bytes) -> Panel:
+    try:
+        return parse_panel(pq.read_table(pa.BufferReader(data)))[0]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        uri, reason = storage.full_uri(_panel_name(index_id)), " ".join(str(error).split())[:100]
+        raise StoreError(f"damaged: {uri} is no panel ({reason}); {REBUILD}") from None

@@ -46,6 +46,7 @@ def exact_search(snapshot: Snapshot, queries: npt.NDArray[np.float32], k: int, w
         StoreError: a shard of the snapshot is missing or damaged.
     """
     queries = check_queries(queries, k, snapshot.dim, "the snapshot")
+    k = min(k, max(1, snapshot.manifest.accounting.chunks))
     row_filter = None if where is None else Filter(where, ["doc_id", "chunk_index", *snapshot.manifest.keep])
     best_scores = np.full((len(queries), 0), -np.inf, np.float32)
     best_addresses = np.zeros((len(queries), 0), np.int64)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pipeline.index.codecs import Floats
 from pipeline.index.description import IndexDescription
+from pipeline.index.quantizer import Lists as ListIds
 from pipeline.index.quantizer import Quantizer
 from pipeline.index.shards import Shard
 from pipeline.search.best import Best
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 # Candidates of all queries of a block: some 24 bytes each.
 _MAX_CANDIDATES = 2**20
+
+# Lists probed by all queries of a block, where few rows pass a filter: some 40 bytes each.
+_MAX_PROBES = 4 * 2**20
 
 
 class IndexReader:
@@ -103,9 +107,12 @@ class IndexReader:
             EnvironmentFault: storage failed.
         """
         queries = check_queries(queries, k, self.description.dim, "the index")
+        k = min(k, self.description.num_rows)
         probing = self.probing(nprobe, recall)
         row_filter = None if where is None else Filter(where, self.filter_columns)
         step = max(1, _MAX_CANDIDATES // (self.description.lists_per_row * max(k, probing.rerank)))
+        if row_filter is not None:  # each query may come to probe every list
+            step = max(1, min(step, _MAX_PROBES // self.quantizer.nlist))
         blocks = [
             self._search_block(queries[begin : begin + step], k, probing, row_filter)
             for begin in range(0, max(1, len(queries)), step)
@@ -119,12 +126,18 @@ class IndexReader:
         """Scores, addresses and places (Q, K) of some queries."""
         best = Best(len(queries), max(k, probing.rerank), self.description.lists_per_row)
         scan = Scan(self.lists, self.quantizer, queries, row_filter)
-        active, probed, nprobe = np.arange(len(queries), dtype=np.int32), 0, probing.nprobe
-        while len(active) and probed < nprobe:
-            scan.run(active, self.quantizer.nearest_lists(queries[active], nprobe)[:, probed:], best)
+        active, nprobe, nlist = np.arange(len(queries), dtype=np.int32), probing.nprobe, self.quantizer.nlist
+        probed = np.zeros((len(queries), 0), np.int32)
+        while len(active):
+            probes = self.quantizer.nearest_lists(queries[active], nprobe)
+            # By what was probed, not by rank: another number of queries rounds otherwise, and lists may change places.
+            scan.run(active, probes, best, ~_stand_in(probes, probed, nlist) if probed.size else None)
             best.cut()
-            active = active[np.diff(best.bounds())[active] < k]
-            probed, nprobe = nprobe, min(self.quantizer.nlist, 2 * nprobe)
+            if nprobe == nlist:
+                break
+            few = np.diff(best.bounds())[active] < k
+            active, probed = active[few], np.concatenate([probed[few], probes[few]], axis=1)
+            nprobe = min(nlist, 2 * nprobe)
         if probing.rerank:
             self._rerank(queries, best)
         bounds = best.bounds()
@@ -154,3 +167,9 @@ class IndexReader:
         from pipeline.search.faiss_export import to_faiss
 
         return to_faiss(self.quantizer, self.lists)
+
+
+def _stand_in(probes: ListIds, probed: ListIds, nlist: int) -> npt.NDArray[np.bool_]:
+    """Which of the lists (Q, P) are among those (Q, P') of the same query."""
+    first = np.arange(len(probes), dtype=np.int64)[:, None] * nlist
+    return np.isin(first + probes, first + probed)

@@ -38,13 +38,23 @@ class Scan:
         # By rows, so that those of some queries are taken in one go.
         self._weights, self._offset = np.ascontiguousarray(prepared.weights.T), prepared.offset
 
-    def run(self, query: npt.NDArray[np.int32], probes: ListIds, best: Best) -> None:
+    def run(
+        self, query: npt.NDArray[np.int32], probes: ListIds, best: Best, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         """Add the rows of the lists (Q', P) that each of these queries (Q',) probes to the best.
+
+        Args:
+            query: numbers of queries.
+            probes: their lists, nearest first.
+            best: of all queries.
+            wanted: (Q', P) which of the lists; None: all.
 
         Raises:
             StoreError: a part is missing or damaged.
         """
         order = np.argsort(probes, axis=None, kind="stable")
+        if wanted is not None:
+            order = order[wanted.reshape(-1)[order]]
         which, rank = np.divmod(order, probes.shape[1])
         list_ids, starts = np.unique(probes.reshape(-1)[order], return_index=True)
         of_list = dict(zip(list_ids.tolist(), np.split(query[which], starts[1:]), strict=True))
@@ -66,7 +76,8 @@ class Scan:
                 window, num_bytes = [], 0
             window.append(list_id)
             num_bytes += own
-        yield window
+        if window:
+            yield window
 
     def _read(self, numbers: list[int]) -> tuple[dict[int, Group], dict[int, npt.NDArray[np.bool_]]]:
         """Row groups, and under a filter which of their rows pass it."""

@@ -184,6 +184,24 @@ def test_a_part_that_was_damaged_before_it_was_measured_is_told_and_its_deletion
     assert "assign" not in again.ran
 
 
+@pytest.mark.parametrize("name", ["centroids.parquet", "rotation.parquet", "work/panel.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_what_a_killed_build_trained_is_named_if_damaged_and_its_deletion_the_way_out(
+    damage: str, name: str, tmp_path: Path
+) -> None:
+    snapshot, settings = snapshot_in(tmp_path), index_settings(codec="rabitq", nlist=20)
+    with pytest.raises(StorageFault):
+        build(snapshot, settings, run=Counting(fail_at="measure"))
+    [path] = tmp_path.glob(f"indexes/*/{name}")
+    path.write_bytes(path.read_bytes()[:200] if damage == "cut" else b"")
+    with pytest.raises(StoreError, match=f"damaged: .*({name}|centroids.parquet).*; delete it, then `vecmill index"):
+        build(snapshot, settings)
+    path.unlink()
+    if name == "rotation.parquet":
+        (path.parent / "centroids.parquet").unlink()
+    check_index(snapshot, build(snapshot, settings))
+
+
 def test_a_refused_index_is_published_once_the_target_is_lower_without_new_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

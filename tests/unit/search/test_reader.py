@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.index.codecs import Codes, Floats, Prepared, Sq8
 from pipeline.index.layout import DELETED_SCHEMA
+from pipeline.index.quantizer import Lists, Quantizer
 from pipeline.search import SearchableSnapshot, exact_search, open_index
 from pipeline.search.neighbours import Chunk
 from pipeline.search.ranges import Range, RangeReader
@@ -69,6 +70,7 @@ def test_blocks_windows_and_cuts_change_nothing(indexed: Indexed, monkeypatch: p
     index = indexed("rabitq", lists_per_row=2).index
     expected = index.search(QUERIES, 10)
     monkeypatch.setattr("pipeline.search.reader._MAX_CANDIDATES", 200)
+    monkeypatch.setattr("pipeline.search.reader._MAX_PROBES", 70)
     monkeypatch.setattr("pipeline.search.scan._WINDOW_BYTES", 1000)
     monkeypatch.setattr("pipeline.search.scan._MAX_SCORES", 300)
     monkeypatch.setattr("pipeline.search.best._MAX_PENDING", 50)
@@ -76,6 +78,7 @@ def test_blocks_windows_and_cuts_change_nothing(indexed: Indexed, monkeypatch: p
     found = index.search(QUERIES, 10)
     assert (found.addresses == expected.addresses).all()
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert (index.search(QUERIES, 10, where="true").addresses == expected.addresses).all()
 
 
 def test_a_list_is_read_and_scored_once_for_all_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +122,7 @@ def test_vectors_are_reranked_as_they_are_stored(dtype: str, indexed: Indexed) -
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_k_beyond_the_corpus_answers_with_all_of_it(codec: str, indexed: Indexed) -> None:
-    found = indexed(codec).index.search(QUERIES[:3], 10 * NUM)
+    found = indexed(codec).index.search(QUERIES[:3], 10**30)
     assert found.scores.shape == (3, NUM)
     assert all(len(set(row)) == NUM for row in found.doc_ids)
 
@@ -127,6 +130,21 @@ def test_k_beyond_the_corpus_answers_with_all_of_it(codec: str, indexed: Indexed
 def test_more_lists_are_probed_while_fewer_than_k_are_found(indexed: Indexed) -> None:
     found = indexed("sq8").index.search(QUERIES[:3], 400, nprobe=1)
     assert found.scores.shape == (3, 400)
+
+
+def test_each_row_is_found_once_however_lists_change_places(indexed: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centroids as near as each other are told apart by rounding, which is another for another number of queries."""
+    random, real = np.random.default_rng(0), Quantizer.nearest_lists
+
+    def rounded(self: Quantizer, vectors: Floats, num: int) -> Lists:
+        found = real(self, vectors, NLIST)
+        return random.permuted(found[:, :10], axis=1)[:, :num] if num < 10 else found[:, :num]
+
+    monkeypatch.setattr(Quantizer, "nearest_lists", rounded)
+    index = indexed("sq8").index
+    for number in range(10):
+        found = index.search(QUERIES[number : number + 2], NUM, nprobe=1)
+        assert [len(set(row)) for row in found.doc_ids] == [NUM, NUM]
 
 
 @pytest.mark.parametrize("codec", CODECS)
