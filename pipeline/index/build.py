@@ -15,8 +15,11 @@ refused by the gate, is gone on with under the same name, and what it finished i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 
@@ -37,10 +40,12 @@ from pipeline.index.merge import Merged, finished_merges, merge, plan_merges
 from pipeline.index.panel import Truth, merge_nearest, panel_table
 from pipeline.index.prepare import Aim, Plan, Queries, Run, in_process, prepare
 from pipeline.index.quantizer import METRIC
-from pipeline.index.recall import count_hits, gather, measure_part, tied_rows
+from pipeline.index.recall import count_hits, gather, measure_part, score_floors, tied_rows
 from pipeline.parallel import map_ahead
 from pipeline.snapshots.manifest import utc_now
 from pipeline.snapshots.reader import Snapshot
+
+log = logging.getLogger(__name__)
 
 _PARTS_KEY = b"vecmill.parts"
 
@@ -76,12 +81,24 @@ def build(
     aim, found = find(Aim.of(snapshot, index, queries, lists_per_row), target)
     if found is not None:
         return found
-    plan = prepare(aim, run)
-    records = assign_all(plan, run)
-    merged = merge_all(plan, records, run)
-    truth = find_truth(plan, records)
-    measured = measure(plan, merged, truth, run)
-    return finish(plan, merged, truth, measured, target)
+    with _told("prepare"):
+        plan = prepare(aim, run)
+    with _told("assign"):
+        records = assign_all(plan, run)
+    with _told("merge"):
+        merged = merge_all(plan, records, run)
+    with _told("measure"):
+        truth = find_truth(plan, records)
+        measured = measure(plan, merged, truth, run)
+    with _told("finish"):
+        return finish(plan, merged, truth, measured, target)
+
+
+@contextmanager
+def _told(stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    log.info("%s: %.1f s", stage, time.monotonic() - started)
 
 
 def assign_all(plan: Plan, run: Run = in_process) -> list[Intermediate]:
@@ -130,7 +147,8 @@ def measure(plan: Plan, parts: Sequence[Merged], truth: Truth, run: Run = in_pro
     of_query = np.repeat(np.arange(len(work.panel)), [len(rows) for rows in truth.left_out])
     by_address = np.argsort(own, kind="stable")
     left_out = (of_query[by_address], own[by_address])
-    tables = run("measure", partial(measure_part, plan.storage, work, levels, left_out), parts)
+    floors = score_floors(work, truth)
+    tables = run("measure", partial(measure_part, plan.storage, work, levels, left_out, floors), parts)
     candidates = gather(tables, len(work.panel), len(levels))
     extra = tied_rows(plan.storage, plan.shards, work.panel.vectors, truth, candidates)
     hits = count_hits(candidates, levels, plan.depths, truth, extra)

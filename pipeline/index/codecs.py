@@ -177,7 +177,7 @@ class Sq8:
     def prepare(self, queries: Floats) -> Prepared:
         """(Q, D), for `score`."""
         step = self.span / np.float32(255)
-        return Prepared(np.ascontiguousarray((queries * step).T), queries @ (self.low + np.float32(0.5) * step))
+        return Prepared((queries * step).T, queries @ (self.low + np.float32(0.5) * step))
 
     def score(self, queries: Prepared, codes: Codes) -> Floats:
         """Cosines (Q, N)."""

@@ -2,7 +2,8 @@
 
 Every part is read back from storage as a search would, and checked, so that what is measured is what lies
 there. One pass gives all settings: a candidate is kept with the number of probes from which it is seen, and
-only while it is among the best DEPTH seen with as many probes.
+only while it is among the best DEPTH seen with as many probes. Of interest is only what could stand before one of
+the true nearest: whatever scores less than all of them, by code, changes the rank of none (`score_floors`).
 
 No vector is read for a rerank: of any candidates that are compared by vector, those among the true nearest
 come out on top, so that recall after a rerank of d is how many of the true ones are among the d best.
@@ -43,6 +44,9 @@ _WINDOW_BYTES = 32 * 2**20
 
 _MAX_PENDING = 2**20
 
+# Of the codec's error, in its root mean squares: a true neighbour whose code is worse than that is not found.
+_ERROR_MARGIN = 8
+
 CANDIDATES_SCHEMA = pa.schema(
     [("query_id", pa.int32()), ("level", pa.int32()), ("row_address", pa.int64()), ("score", pa.float32())]
 )
@@ -69,10 +73,12 @@ class Candidates:
     `level` is the first of the levels at which the row's list is probed.
     """
 
-    def __init__(self, num_queries: int, num_levels: int) -> None:
+    def __init__(self, num_queries: int, num_levels: int, floors: Floats | None = None) -> None:
         self._shape = (num_queries, num_levels)
         self.floors = np.full(self._shape, -np.inf, np.float32)
         """(Q, levels): what a row has to beat."""
+        if floors is not None:
+            self.floors[:] = floors[:, None]
         self.query = np.zeros(0, np.int32)
         self.level = np.zeros(0, np.int32)
         self.address = np.zeros(0, np.int64)
@@ -115,8 +121,32 @@ class Candidates:
         return pa.table([self.query, self.level, self.address, self.score], schema=CANDIDATES_SCHEMA)
 
 
+def score_floors(work: Work, truth: Truth) -> Floats:
+    """Scores (Q,) by code that no row of interest falls short of.
+
+    That of the 100th of the exact nearest, less what codes err by. How much they err is found on the panel's own
+    vectors, as the codec has them: those are of the same encoder as the rows.
+    """
+    vectors, quantizer = work.panel.vectors, work.quantizer
+    lists = quantizer.nearest_lists(vectors, 1)[:, 0]
+    codes = quantizer.encode(vectors, lists)
+    squares = np.zeros(len(vectors), np.float64)
+    for list_id in np.unique(lists).tolist():
+        mine = np.flatnonzero(lists == list_id)
+        errors = quantizer.score(vectors, codes[mine], list_id) - vectors @ vectors[mine].T
+        squares[mine] = np.square(errors).mean(0)
+    margin = np.float32(_ERROR_MARGIN * np.sqrt(squares.mean())) + TIE
+    last = [scores[99] if len(scores) >= 100 else -np.inf for scores in truth.scores]
+    return np.asarray(last, np.float32) - margin
+
+
 def measure_part(
-    storage: Storage, work: Work, levels: Sequence[int], left_out: tuple[Rows, Rows], merged: Merged
+    storage: Storage,
+    work: Work,
+    levels: Sequence[int],
+    left_out: tuple[Rows, Rows],
+    floors: Floats | None,
+    merged: Merged,
 ) -> pa.Table:
     """The candidates (CANDIDATES_SCHEMA) that the panel's queries find in one part.
 
@@ -125,6 +155,7 @@ def measure_part(
         work: of the build.
         levels: numbers of probes, ascending.
         left_out: pairs (query, row address) that are no answers, sorted by address.
+        floors: (Q,) scores below which rows are of no interest; None: all are.
         merged: the part.
 
     Raises:
@@ -135,18 +166,18 @@ def measure_part(
     level_of_rank = np.searchsorted(levels, np.arange(probes.shape[1]), side="right").astype(np.int32)
     by_list = np.argsort(probes, axis=None, kind="stable")
     bounds = np.searchsorted(probes.reshape(-1)[by_list], np.arange(work.quantizer.nlist + 1))
-    found = Candidates(len(queries), len(levels))
+    found = Candidates(len(queries), len(levels), floors)
     for list_id, codes, addresses in read_groups(storage, merged, work.quantizer.codec.num_bytes):
         query, rank = np.divmod(by_list[bounds[list_id] : bounds[list_id + 1]], probes.shape[1])
         if not len(query):
             continue
-        scores = np.array(work.quantizer.score(queries[query], codes, list_id))
+        scores = work.quantizer.score(queries[query], codes, list_id).T  # rows first, as they lie in memory
         for place in np.flatnonzero(np.isin(addresses, left_out[1])):
             own = left_out[0][left_out[1] == addresses[place]]
-            scores[np.isin(query, own), place] = -np.inf
+            scores[place, np.isin(query, own)] = -np.inf
         level = level_of_rank[rank]
-        which, row = np.nonzero(scores > found.floors[query, level][:, None])
-        found.add(query[which].astype(np.int32), level[which], addresses[row], scores[which, row])
+        row, which = np.nonzero(scores > found.floors[query, level])
+        found.add(query[which].astype(np.int32), level[which], addresses[row], scores[row, which])
     return found.table()
 
 

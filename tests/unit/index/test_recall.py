@@ -11,7 +11,16 @@ from pipeline.index.build import assign_all, measure, merge_all
 from pipeline.index.merge import Merged
 from pipeline.index.panel import Truth, merge_nearest
 from pipeline.index.prepare import Aim, Plan, prepare
-from pipeline.index.recall import Candidates, count_hits, gather, measure_part, probe_levels, read_groups, tied_rows
+from pipeline.index.recall import (
+    Candidates,
+    count_hits,
+    gather,
+    measure_part,
+    probe_levels,
+    read_groups,
+    score_floors,
+    tied_rows,
+)
 from pipeline.uris import Storage
 from tests.snapshots import index_settings, make_snapshot
 from tests.vectors import clustered
@@ -74,6 +83,30 @@ def test_recall_is_that_of_a_search_done_the_plain_way(codec: str, lists_per_row
     sizes = np.bincount([list_id for list_id, codes, _ in groups for _ in codes], minlength=25)
     expected_ratio = sizes[probes[:, :3]].sum(1).mean() / len(VECTORS)  # a row in two lists counts twice
     assert abs(measured[3, 0].read_ratio - expected_ratio) < 1e-5
+
+
+@pytest.mark.parametrize("codec", ["float16", "sq8", "rabitq"])
+def test_floors_spare_the_true_nearest_and_few_others(codec: str, tmp_path: Path) -> None:
+    plan, parts, truth = built(tmp_path, codec)
+    quantizer, queries = plan.work.quantizer, plan.work.panel.vectors
+    floors = score_floors(plan.work, truth)
+    num_true = num_above = 0
+    for part in parts:
+        for list_id, codes, addresses in read_groups(plan.storage, part, quantizer.codec.num_bytes):
+            above = quantizer.score(queries, codes, list_id) > floors[:, None]
+            num_above += int(above.sum())
+            for query, true in enumerate(truth.addresses):
+                found = np.isin(addresses, true[:100])
+                assert above[query, found].all()
+                num_true += int(found.sum())
+    assert num_true == 100 * len(queries)
+    assert num_above < (1.2 if codec != "rabitq" else 5) * num_true
+
+
+def test_without_a_hundred_neighbours_there_is_no_floor(tmp_path: Path) -> None:
+    plan, _, truth = built(tmp_path)
+    few = Truth([rows[:99] for rows in truth.addresses], [scores[:99] for scores in truth.scores], truth.left_out)
+    assert (score_floors(plan.work, few) == -np.inf).all()
 
 
 def test_only_what_some_setting_would_use_is_kept() -> None:
@@ -160,7 +193,7 @@ def test_a_damaged_part_is_named_and_never_measured(which: str, damage: str, tmp
         _, others, _ = built(tmp_path / "other", "rabitq", first_ordinal=4)
         path.write_bytes((tmp_path / "other" / getattr(others[0].ref, which).file).read_bytes())
     with pytest.raises(StoreError, match=name):
-        measure_part(plan.storage, plan.work, plan.levels, (NO_ROWS, NO_ROWS), parts[0])
+        measure_part(plan.storage, plan.work, plan.levels, (NO_ROWS, NO_ROWS), None, parts[0])
 
 
 def test_a_part_is_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,5 +240,5 @@ def test_candidates_of_several_parts_are_those_of_one(tmp_path: Path, monkeypatc
     plan, parts, truth = built(tmp_path / "many")
     assert len(parts) > 2
     assert measure(plan, parts, truth) == one
-    tables = [measure_part(plan.storage, plan.work, plan.levels, (NO_ROWS, NO_ROWS), part) for part in parts]
+    tables = [measure_part(plan.storage, plan.work, plan.levels, (NO_ROWS, NO_ROWS), None, part) for part in parts]
     assert len(gather(tables, 40, len(plan.levels)).query) <= sum(table.num_rows for table in tables)
