@@ -4,6 +4,8 @@
     job CORPUS     the embed job against a plain Ray Data script and the encoder alone, from one started Ray
     split CORPUS   what a split costs beyond its forward, by the size of splits
     feed CORPUS    how long accelerators wait for their input, by how fast they are
+    index CONFIG   the index build against faiss, LanceDB, hnswlib and autofaiss
+    search CONFIG  searching the published index against theirs, at equal recall
     bookkeeping    planning, resume and publish of many splits
 
 For developers. CORPUS is a folder of Parquet files with columns `id` and `text`. Machines are noisy: only
@@ -18,7 +20,9 @@ from jobs.bookkeeping_benchmark import bookkeeping
 from jobs.cli import run
 from jobs.encoder_benchmark import encoder
 from jobs.flow_benchmark import feed, split
+from jobs.index_benchmark import index
 from jobs.job_benchmark import job
+from jobs.search_benchmark import search
 
 
 @click.group(name="benchmark")
@@ -26,7 +30,7 @@ def main() -> None:
     """Speed against peers, in one run."""
 
 
-for command in (bookkeeping, encoder, feed, job, split):
+for command in (bookkeeping, encoder, feed, index, job, search, split):
     main.add_command(command)
 
 
