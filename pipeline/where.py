@@ -255,5 +255,5 @@ def _present(storage: Storage, name: str) -> Iterator[BinaryIO]:
             yield source
     except FileNotFoundError:
         raise StoreError(f"missing from the store: {storage.full_uri(name)}; `vecmill verify` tells all") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise StoreError(f"damaged: {storage.full_uri(name)} ({error}); `vecmill verify` tells all") from None

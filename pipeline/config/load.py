@@ -26,6 +26,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config not found: {path}; configs/local.yaml is one to start from") from None
+    except IsADirectoryError:
+        raise ConfigError(f"config is a folder: {path}; give the YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config cannot be read: {path}: {error}") from None
     except yaml.YAMLError as error:

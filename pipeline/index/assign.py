@@ -43,7 +43,7 @@ _MAX_BUCKET_LISTS = 512
 # Records read at once: hides the round trips of object storage.
 _READ_AHEAD = 16
 
-# Of an assign: what is held at once of the vectors, as they are stored.
+# Of an assign: what is held at once of the shards, as they are stored.
 GROUP_BYTES = 64 * 2**20
 
 
@@ -109,15 +109,18 @@ class Work:
 
 
 def group_shards(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Shards that one assign takes together, in order: about GROUP_BYTES of vectors, so that merges read few files."""
+    """Shards that one assign takes together, in order: about GROUP_BYTES of files, so that merges read few.
+
+    Of files, not of vectors: kept columns are held with them.
+    """
     groups: list[list[Shard]] = []
     room = 0
     for shard in sorted(shards, key=lambda shard: shard.ordinal):
-        if not groups or shard.vector_bytes > room:
+        if not groups or shard.size > room:
             groups.append([])
             room = GROUP_BYTES
         groups[-1].append(shard)
-        room -= shard.vector_bytes
+        room -= shard.size
     return groups
 
 

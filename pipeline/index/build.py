@@ -32,7 +32,7 @@ from pipeline.config.sections import Index
 from pipeline.errors import StoreError
 from pipeline.index.assign import Intermediate, assign, finished, group_shards, read_near
 from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, parse_description
-from pipeline.index.files import file_ref, put_once, table_bytes
+from pipeline.index.files import file_ref, put_once, table_bytes, undamaged
 from pipeline.index.finished import Built, description_names, find
 from pipeline.index.gate import choose_settings, tabulate
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, index_folder
@@ -182,7 +182,8 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
 
     def put(name: str, table: pa.Table) -> tuple[FileRef, pa.Table]:
         data = put_once(storage, f"{folder}/{name}", table_bytes(table))
-        return file_ref(f"{folder}/{name}", data), pq.read_table(pa.BufferReader(data))
+        with undamaged(storage.full_uri(f"{folder}/{name}")):  # it may be of a build that was killed
+            return file_ref(f"{folder}/{name}", data), pq.read_table(pa.BufferReader(data))
 
     directory = pa.concat_tables([DIRECTORY_SCHEMA.empty_table(), *(part.directory for part in parts)])
     directory = directory.sort_by([("list_id", "ascending"), ("part", "ascending"), ("row_group", "ascending")])

@@ -6,6 +6,8 @@ two builds of one index, or one that was killed and goes on, use the same quanti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -137,9 +139,23 @@ def _read_listed(storage: Storage, ref: FileRef) -> bytes:
     return data
 
 
-def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
-    damaged = f"damaged: {uri} is no quantizer, or not the one that was put there; {REBUILD}"
+@contextmanager
+def undamaged(uri: str, what: str = "file of an index") -> Iterator[None]:
+    """While Parquet that is in memory is parsed: whatever it raises says that the file is damaged.
+
+    Raises:
+        StoreError: it is.
+    """
     try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:  # storage's own faults are none
+        reason = " ".join(str(error).split())[:100]
+        raise StoreError(f"damaged: {uri} is no {what} ({reason}); {REBUILD}") from None
+
+
+def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
+    what = "quantizer, or not the one that was put there"
+    with undamaged(uri, what):
         table = pq.read_table(pa.BufferReader(data))
         told: dict[str, Any] = parse_metadata(table.schema.metadata)
         arrays = {
@@ -149,10 +165,8 @@ def _read_quantizer(storage: Storage, data: bytes, uri: str) -> Quantizer:
         codec = make_codec(told["codec"], told["parameters"], arrays)
         parents = table["parent_id"].to_numpy()
         quantizer = Quantizer(_values(table["centroid"]), parents, codec, told["encoder_fp"])
-    except (pa.ArrowException, FileNotFoundError, KeyError, ValueError, TypeError) as error:
-        raise StoreError(f"{damaged} ({' '.join(str(error).split())[:100]})") from None
     if quantizer.fingerprint != told["fingerprint"]:
-        raise StoreError(damaged)
+        raise StoreError(f"damaged: {uri} is no {what}; {REBUILD}")
     return quantizer
 
 
@@ -161,11 +175,8 @@ def _array_table(values: Floats) -> pa.Table:
 
 
 def _read_array(storage: Storage, data: bytes, file: str) -> Floats:
-    try:
+    with undamaged(storage.full_uri(file)):
         return _values(pq.read_table(pa.BufferReader(data))["values"])
-    except (pa.ArrowException, KeyError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise StoreError(f"damaged: {storage.full_uri(file)} is no file of an index ({reason}); {REBUILD}") from None
 
 
 def _vectors(values: Floats) -> pa.FixedSizeListArray:
@@ -179,8 +190,6 @@ def _values(column: pa.ChunkedArray) -> Floats:
 
 
 def _parse(data: bytes, uri: str, schema: pa.Schema) -> pa.Table:
-    try:
+    with undamaged(uri):
         table = pq.read_table(pa.BufferReader(data))
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
-    except (pa.ArrowException, KeyError) as error:
-        raise StoreError(f"{uri} is no file of an index ({' '.join(str(error).split())[:100]})") from None

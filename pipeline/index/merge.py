@@ -19,12 +19,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from pipeline.errors import StoreError, VecmillError
 from pipeline.index.assign import Intermediate, Work, bucket_bounds
 from pipeline.index.description import PartRef
-from pipeline.index.files import file_ref, table_bytes
+from pipeline.index.files import file_ref, table_bytes, undamaged
 from pipeline.index.layout import DIRECTORY_SCHEMA, digest, index_folder, part_names
 from pipeline.index.parts import MAX_GROUP_BYTES, MAX_PART_GROUPS, make_part
 from pipeline.parallel import map_ahead
@@ -220,15 +219,10 @@ def _record_prefix(work: Work, mine: Sequence[Intermediate], planned: Range) -> 
 
 
 def _read_record(storage: Storage, name: str) -> Merged:
-    try:
+    with undamaged(storage.full_uri(name), "record of the index build"):
         table = pq.read_table(pa.BufferReader(storage.read(name)))
         ref = PartRef.model_validate(orjson.loads(table.schema.metadata[_PART_KEY]))
         return Merged(ref, table.replace_schema_metadata(None).cast(DIRECTORY_SCHEMA))
-    except (pa.ArrowException, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise StoreError(
-            f"{storage.full_uri(name)} is no record of the index build ({' '.join(str(error).split())[:100]}); delete "
-            "it, then run the same command again"
-        ) from None
 
 
 def _footer_begin(data: pa.Buffer) -> int:

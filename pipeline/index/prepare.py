@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.sections import Index
-from pipeline.errors import StoreError
 from pipeline.index.assign import Work
 from pipeline.index.choose import Choice, choose
 from pipeline.index.description import FORMAT_VERSION, FileRef
-from pipeline.index.files import load_quantizer, put_once, put_quantizer, table_bytes
-from pipeline.index.layout import REBUILD, digest, index_folder
+from pipeline.index.files import load_quantizer, put_once, put_quantizer, table_bytes, undamaged
+from pipeline.index.layout import digest, index_folder
 from pipeline.index.panel import (
     NUM_QUERIES,
     Encode,
@@ -220,8 +219,5 @@ def _load_panel(storage: Storage, index_id: str) -> Panel | None:
 
 
 def _parse(storage: Storage, index_id: str, data: bytes) -> Panel:
-    try:
+    with undamaged(storage.full_uri(_panel_name(index_id)), "panel"):
         return parse_panel(pq.read_table(pa.BufferReader(data)))[0]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        uri, reason = storage.full_uri(_panel_name(index_id)), " ".join(str(error).split())[:100]
-        raise StoreError(f"damaged: {uri} is no panel ({reason}); {REBUILD}") from None

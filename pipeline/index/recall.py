@@ -44,6 +44,9 @@ _WINDOW_BYTES = 32 * 2**20
 
 _MAX_PENDING = 2**20
 
+# Scores held at once, of one row group and some of its queries.
+_MAX_SCORES = 4 * 2**20
+
 # Of the codec's error, in its root mean squares: a true neighbour whose code is worse than that is not found.
 _ERROR_MARGIN = 8
 
@@ -169,15 +172,15 @@ def measure_part(
     found = Candidates(len(queries), len(levels), floors)
     for list_id, codes, addresses in read_groups(storage, merged, work.quantizer.codec.num_bytes):
         query, rank = np.divmod(by_list[bounds[list_id] : bounds[list_id + 1]], probes.shape[1])
-        if not len(query):
-            continue
-        scores = work.quantizer.score(queries[query], codes, list_id).T  # rows first, as they lie in memory
-        for place in np.flatnonzero(np.isin(addresses, left_out[1])):
-            own = left_out[0][left_out[1] == addresses[place]]
-            scores[place, np.isin(query, own)] = -np.inf
-        level = level_of_rank[rank]
-        row, which = np.nonzero(scores > found.floors[query, level])
-        found.add(query[which].astype(np.int32), level[which], addresses[row], scores[row, which])
+        own = np.flatnonzero(np.isin(addresses, left_out[1]))
+        step = max(1, _MAX_SCORES // len(codes))
+        for begin in range(0, len(query), step):
+            some, level = query[begin : begin + step], level_of_rank[rank[begin : begin + step]]
+            scores = work.quantizer.score(queries[some], codes, list_id).T  # rows first, as they lie in memory
+            for place in own:
+                scores[place, np.isin(some, left_out[0][left_out[1] == addresses[place]])] = -np.inf
+            row, which = np.nonzero(scores > found.floors[some, level])
+            found.add(some[which].astype(np.int32), level[which], addresses[row], scores[row, which])
     return found.table()
 
 

@@ -29,15 +29,11 @@ class Shard:
 
     ordinal: int
     file: str
+    size: int  # of the file, bytes
     num_rows: int
     vector_begin: int
     dim: int
     dtype: Literal["float16", "float32"]
-
-    @property
-    def vector_bytes(self) -> int:
-        """Of all its vectors."""
-        return self.num_rows * self.row_bytes
 
     @property
     def row_bytes(self) -> int:
@@ -47,9 +43,13 @@ class Shard:
 
 def shards_of(snapshot: Snapshot) -> list[Shard]:
     """The shards of a snapshot that have rows, in its order."""
-    table = snapshot.shards.select(["ordinal", "file", "num_rows", "vector_begin"])
-    filled = [row for row in table.to_pylist() if row["num_rows"]]
-    return [Shard(**row, dim=snapshot.dim, dtype=snapshot.dtype) for row in filled]
+    return [shard for shard in shards_in(snapshot.shards, snapshot.dim, snapshot.dtype) if shard.num_rows]
+
+
+def shards_in(table: pa.Table, dim: int, dtype: Literal["float16", "float32"]) -> list[Shard]:
+    """All that a snapshot's table (SHARDS_SCHEMA) lists, in its order."""
+    rows = table.select(["ordinal", "file", "size", "num_rows", "vector_begin"]).to_pylist()
+    return [Shard(**row, dim=dim, dtype=dtype) for row in rows]
 
 
 def row_addresses(shard: Shard, rows: Rows) -> Rows:

@@ -170,7 +170,7 @@ class Lists:
         ref = self.directory.parts[part]
         try:
             footer = pq.read_metadata(pa.BufferReader(data))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise self._unreadable(ref.codes.file, error) from None
         if (footer.num_rows, footer.num_row_groups) != (ref.num_rows, ref.num_groups):
             raise StoreError(f"{self.storage.full_uri(ref.codes.file)} is another file than the index names; {REBUILD}")

@@ -13,7 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.index.description import IndexDescription, read_description
 from pipeline.index.files import read_file, read_quantizer
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, REBUILD
-from pipeline.index.shards import Shard
+from pipeline.index.shards import Shard, shards_in
 from pipeline.search.directory import make_directory
 from pipeline.search.reader import IndexReader
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, read_table
@@ -81,5 +81,4 @@ def open_index(snapshot: Snapshot, *, cache_bytes: int = CACHE_BYTES) -> IndexRe
 
 def _shards(storage: Storage, description: IndexDescription) -> dict[int, Shard]:
     table = read_table(storage, description.shards, SHARDS_SCHEMA)
-    rows = table.select(["ordinal", "file", "num_rows", "vector_begin"]).to_pylist()
-    return {row["ordinal"]: Shard(**row, dim=description.dim, dtype=description.vector_dtype) for row in rows}
+    return {shard.ordinal: shard for shard in shards_in(table, description.dim, description.vector_dtype)}

@@ -116,7 +116,7 @@ class _Again:
         try:
             with self._snapshot.storage.open(name) as source:
                 chunks = pq.ParquetFile(source, pre_buffer=True).read(columns=["chunk_index"])["chunk_index"].to_numpy()
-        except (FileNotFoundError, pa.ArrowException):
+        except (pa.ArrowException, OSError):
             self._again.unchecked.append(f"{name} cannot be read")
             return []
         ends = np.cumsum([file["num_documents"] - file["num_quarantined"] for file in files])
@@ -139,7 +139,7 @@ class _Again:
         try:
             with self._snapshot.storage.open(name) as source:
                 stored = pq.ParquetFile(source, pre_buffer=True).read(columns=_STORED).take(pa.array(rows))
-        except (FileNotFoundError, pa.ArrowException):
+        except (pa.ArrowException, OSError):
             self._again.unchecked.append(f"{name} cannot be read")
             return
         documents = self._documents(split, file, stored["doc_id"])

@@ -31,7 +31,7 @@ from pipeline.index.panel import parse_panel
 from pipeline.index.parts import group_checksum
 from pipeline.index.quantizer import Quantizer
 from pipeline.index.sample import read_rows
-from pipeline.index.shards import Rows, Shard, read_columns
+from pipeline.index.shards import Rows, Shard, read_columns, shards_in
 from pipeline.snapshots.manifest import SHARDS_SCHEMA, Manifest, read_table
 from pipeline.snapshots.records import checksum
 from pipeline.snapshots.table import as_bytes
@@ -79,8 +79,7 @@ def check_index(storage: Storage, manifest: Manifest) -> CheckedIndex:
     except StoreError as error:
         checked.findings.append(str(error))
         return checked
-    rows = table.select(["ordinal", "file", "num_rows", "vector_begin"]).to_pylist()
-    shards = [Shard(**row, dim=description.dim, dtype=description.vector_dtype) for row in rows if row["num_rows"]]
+    shards = [shard for shard in shards_in(table, description.dim, description.vector_dtype) if shard.num_rows]
     checked.findings += _books(manifest, description, quantizer, directory)
     seen = _Seen(shards)
     for part in description.parts:

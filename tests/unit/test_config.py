@@ -204,7 +204,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, sentence
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="config not found: .*none.yaml; configs/local.yaml is one to start from"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="config cannot be read"):
+    with pytest.raises(ConfigError, match="config is a folder: .*; give the YAML file"):
         load_config(tmp_path)
 
 

@@ -122,7 +122,8 @@ def test_what_another_quantizer_made_is_not_taken_over(tmp_path: Path) -> None:
 
 def test_shards_are_grouped_by_bytes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.index.assign.GROUP_BYTES", 100 * 16)
-    shards = [Shard(number, f"s{number}", size, 0, 8, "float16") for number, size in enumerate([60, 30, 50, 200, 10])]
+    sizes = enumerate([60, 30, 50, 200, 10])
+    shards = [Shard(number, f"s{number}", 16 * size, size, 0, 8, "float16") for number, size in sizes]
     groups = [[shard.ordinal for shard in group] for group in group_shards(shards[::-1])]
     assert groups == [[0, 1], [2], [3], [4]]
 

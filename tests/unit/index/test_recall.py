@@ -32,6 +32,7 @@ NO_ROWS = np.zeros(0, np.int64)
 @pytest.fixture(autouse=True)
 def _small_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.index.prepare.NUM_QUERIES", 40)
+    monkeypatch.setattr("pipeline.index.recall._MAX_SCORES", 500)  # queries of a list go in steps
 
 
 def built(

@@ -14,7 +14,7 @@ from tests.vectors import clustered
 
 
 def shards_like(*sizes: int) -> list[Shard]:
-    return [Shard(5 + index, f"s{index}", size, 100, 8, "float16") for index, size in enumerate(sizes)]
+    return [Shard(5 + index, f"s{index}", 16 * size, size, 100, 8, "float16") for index, size in enumerate(sizes)]
 
 
 def test_rows_come_from_all_shards_by_their_size_and_each_once() -> None:
