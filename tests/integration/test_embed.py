@@ -142,7 +142,7 @@ def test_other_engines_open_the_files_of_status(name: str, request: pytest.Fixtu
     frame = polars.read_parquet(files)
     assert frame["doc_id"].to_list() == ids
     np.testing.assert_array_equal(np.array(frame["vector"].to_list(), np.float32), vectors_of(job))
-    rows = duckdb.execute("SELECT doc_id, vector FROM read_parquet(?)", [files]).fetchall()
+    rows = duckdb.connect().execute("SELECT doc_id, vector FROM read_parquet(?)", [files]).fetchall()
     found = dict(rows)
     assert len(rows) == len(found) == 140
     np.testing.assert_array_equal(np.array([found[doc_id] for doc_id in ids], np.float32), vectors_of(job))

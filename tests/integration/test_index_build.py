@@ -61,8 +61,10 @@ def test_duckdb_alone_reads_the_lists_of_a_query(tmp_path: Path) -> None:
     codes = [snapshot.storage.full_uri(part.codes.file) for part in found.parts]
     centroids = snapshot.storage.full_uri(found.centroids.file)
     query = VECTORS[5].tolist()
-    rows = duckdb.execute(
-        """
+    rows = (
+        duckdb.connect()
+        .execute(
+            """
         WITH probed AS (
             SELECT list_id FROM read_parquet($1)
             ORDER BY array_distance(centroid::FLOAT[16], $2::FLOAT[16]) LIMIT 4
@@ -70,8 +72,10 @@ def test_duckdb_alone_reads_the_lists_of_a_query(tmp_path: Path) -> None:
         SELECT doc_id, array_cosine_similarity(vector::FLOAT[16], $2::FLOAT[16]) AS score
         FROM read_parquet($3) WHERE list_id IN (FROM probed) ORDER BY score DESC LIMIT 3
         """,
-        [centroids, query, codes],
-    ).fetchall()
+            [centroids, query, codes],
+        )
+        .fetchall()
+    )
     assert rows[0][0] == "d5"
     exact = np.argsort(-(VECTORS @ VECTORS[5]))[:3]
     assert [doc_id for doc_id, _ in rows] == [f"d{row}" for row in exact]

@@ -82,6 +82,7 @@ def test_a_ray_that_does_not_come_up_is_told_in_a_sentence(
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", give_up)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # tests of the whole job share one in this process
     told = pytest.raises(EnvironmentFault, match=r"Ray.* timed out during startup; .*run the same command again")
     with told, connected(Cluster(address=address)):
         pytest.fail("there is nothing to connect to")

@@ -102,7 +102,11 @@ def test_panel_parquet_comes_back_and_is_a_table_to_others(tmp_path: Path) -> No
     assert (again.is_published == panel.is_published).all()
     assert [some.tolist() for some in found.addresses] == [[5], [6]]
     assert [some.tolist() for some in found.scores] == [[0.5], [0.75]]
-    row = duckdb.execute(f"SELECT text, neighbours[1], scores[1] FROM '{tmp_path}/panel.parquet' LIMIT 1").fetchone()
+    row = (
+        duckdb.connect()
+        .execute(f"SELECT text, neighbours[1], scores[1] FROM '{tmp_path}/panel.parquet' LIMIT 1")
+        .fetchone()
+    )
     assert row == ("a b", 5, 0.5)
 
 

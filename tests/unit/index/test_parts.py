@@ -111,25 +111,29 @@ def test_a_part_is_an_ordinary_table_to_pyarrow_and_duckdb(name: str, tmp_path: 
 
     column = "vector" if name == "float16" else "code"
     query = f"SELECT doc_id, lang, {column} FROM '{path}' WHERE list_id IN (3) ORDER BY doc_id LIMIT 1"
-    row = duckdb.execute(query).fetchone()
+    row = duckdb.connect().execute(query).fetchone()
     assert row is not None
     assert row[:2] == ("d20", "en")
     if name == "float16":
         np.testing.assert_allclose(row[2], VECTORS[20], atol=1e-3)
     else:
         assert row[2] == rows["code"][20].as_py()
-    joined = duckdb.execute(f"SELECT count(*), min(row_address) >> 32 FROM '{addresses_path}'").fetchone()
+    joined = duckdb.connect().execute(f"SELECT count(*), min(row_address) >> 32 FROM '{addresses_path}'").fetchone()
     assert joined == (40, 7)
 
 
 def test_duckdb_alone_finds_neighbours_over_float16_lists(tmp_path: Path) -> None:
     codec = Float16(DIM)
     (tmp_path / "codes.parquet").write_bytes(make_part(0, rows_of(codec, [0] * 60), codec, KEEP).codes)
-    found = duckdb.execute(
-        f"SELECT doc_id, array_cosine_similarity(vector::FLOAT[{DIM}], ?::FLOAT[{DIM}]) AS score "
-        f"FROM '{tmp_path}/codes.parquet' ORDER BY score DESC LIMIT 5",
-        [VECTORS[7].tolist()],
-    ).fetchall()
+    found = (
+        duckdb.connect()
+        .execute(
+            f"SELECT doc_id, array_cosine_similarity(vector::FLOAT[{DIM}], ?::FLOAT[{DIM}]) AS score "
+            f"FROM '{tmp_path}/codes.parquet' ORDER BY score DESC LIMIT 5",
+            [VECTORS[7].tolist()],
+        )
+        .fetchall()
+    )
     exact = VECTORS[:60] @ VECTORS[7]
     assert [doc_id for doc_id, _ in found] == [f"d{row}" for row in np.argsort(-exact)[:5]]
     assert abs(found[0][1] - 1) < 1e-3

@@ -46,7 +46,7 @@ def test_the_statement_of_the_readme_finds_what_a_search_finds(nprobe: int, inde
 def test_duckdb_alone_finds_neighbours_in_embedding_shards(indexed: Indexed) -> None:
     snapshot = indexed("sq8")
     found = [
-        duckdb.execute(BY_SHARDS, {"query": query.tolist(), "k": 5, "shards": snapshot.files()}).fetchall()
+        duckdb.connect().execute(BY_SHARDS, {"query": query.tolist(), "k": 5, "shards": snapshot.files()}).fetchall()
         for query in QUERIES[:5]
     ]
     assert recall([[doc_id for doc_id, _ in rows] for rows in found], brute_force(QUERIES[:5], 5)) == 1.0
@@ -58,9 +58,13 @@ def test_duckdb_and_pyarrow_read_parts_as_ordinary_tables(indexed: Indexed) -> N
     for codec in ("sq8", "rabitq", "float16"):
         snapshot = indexed(codec)
         parts = [snapshot.storage.full_uri(part.codes.file) for part in snapshot.index.description.parts]
-        counted = duckdb.execute(
-            "SELECT lang, count(*) FROM read_parquet($parts) WHERE list_id IN (3, 4) GROUP BY lang ORDER BY lang",
-            {"parts": parts},
-        ).fetchall()
+        counted = (
+            duckdb.connect()
+            .execute(
+                "SELECT lang, count(*) FROM read_parquet($parts) WHERE list_id IN (3, 4) GROUP BY lang ORDER BY lang",
+                {"parts": parts},
+            )
+            .fetchall()
+        )
         table = pq.read_table(parts, filters=[("list_id", "in", [3, 4])], columns=["lang"])
         assert sum(num for _, num in counted) == table.num_rows > 0
