@@ -24,17 +24,32 @@ from pipeline.uris import Storage
 SHARD_ROWS = 10_000
 
 
+def open_corpus(corpus: Path, columns: Sequence[str]) -> ds.Dataset:
+    """The Parquet files of a folder.
+
+    Raises:
+        InputError: there are none, they cannot be read, or they lack a column.
+    """
+    files = sorted(str(path) for path in corpus.glob("*.parquet"))
+    told = f"no Parquet files with columns {' and '.join(columns)} in {corpus}"
+    try:
+        found = ds.dataset(files, format="parquet")
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{told}: {str(error).splitlines()[0]}") from None
+    if not files:
+        raise InputError(f"{told}: it has no file named *.parquet")
+    if missing := [name for name in columns if name not in found.schema.names]:
+        raise InputError(f"{told}: {', '.join(missing)} missing among {', '.join(found.schema.names)}")
+    return found
+
+
 def write_first(corpus: Path, folder: Path, num_documents: int, num_rows: int) -> None:
     """Copy the first documents of a corpus (columns id, text) into files of about 10,000, in row groups of `num_rows`.
 
     Raises:
         InputError: the corpus is not there, lacks a column, or holds fewer documents.
     """
-    try:
-        source = ds.dataset(sorted(str(path) for path in corpus.glob("*.parquet")), format="parquet")
-        found = source.head(num_documents, columns=["id", "text"])
-    except (OSError, ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"no Parquet files with columns id and text in {corpus}: {error}") from None
+    found = open_corpus(corpus, ["id", "text"]).head(num_documents, columns=["id", "text"])
     if len(found) < num_documents:
         raise InputError(
             f"{corpus} holds {len(found)} documents, {num_documents} are needed; give a larger corpus or fewer"

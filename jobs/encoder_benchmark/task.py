@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
+from jobs.benchmark_corpus import open_corpus
 from jobs.evaluate.vectors import tokenize_texts
 from pipeline.config import EncoderSettings
 from pipeline.errors import ConfigError, InputError
@@ -98,11 +98,7 @@ def sample_texts(corpus: Path, num_documents: int) -> list[str]:
     Raises:
         InputError: there are no Parquet files with a column `text`, or no text is in them.
     """
-    try:
-        source = ds.dataset(sorted(str(path) for path in corpus.glob("*.parquet")), format="parquet")
-        column = pc.unique(source.to_table(columns=["text"])["text"]).drop_null()
-    except (OSError, ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"no Parquet files with a column text in {corpus}: {error}") from None
+    column = pc.unique(open_corpus(corpus, ["text"]).to_table(columns=["text"])["text"]).drop_null()
     column = column.filter(pc.not_equal(pc.utf8_trim_whitespace(column), ""))
     if not len(column):
         raise InputError(f"no text in {corpus}")

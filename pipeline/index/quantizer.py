@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -193,6 +192,8 @@ def order_lists(centroids: Floats, seed: int = 0) -> tuple[Lists, Lists]:
     Parents are clusters of about sqrt(nlist) centroids; both they and the centroids in each are walked from
     one to the nearest not yet visited.
     """
+    import faiss  # where an index is built: searching, and what is measured on a GPU, do without
+
     num_parents = max(1, round(len(centroids) ** 0.5))
     of_parent = _cluster(centroids, num_parents, seed)
     _, found = faiss.knn(centroids, of_parent, 1)
@@ -224,6 +225,8 @@ def _walk(points: Floats, start: Floats) -> npt.NDArray[np.int64]:
 
 def _cluster(points: Floats, num: int, seed: int) -> Floats:
     """k-means centroids (num, D) of points (N, D), N >= num."""
+    import faiss
+
     same = {"seed": seed, "min_points_per_centroid": 1}
     if num > _MAX_FLAT_LISTS:
         from faiss.contrib.clustering import two_level_clustering

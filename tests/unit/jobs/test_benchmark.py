@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +65,25 @@ def test_a_corpus_that_is_too_small_is_refused_with_its_size(tmp_path: Path) -> 
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Parquet files with columns id and text in .*nowhere"):
         write_first(tmp_path / "nowhere", tmp_path / "first", 1, 1)
+
+
+def test_a_corpus_without_its_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["a"], "body": ["b"]}), folder / "0.parquet")
+    with pytest.raises(InputError, match=r"columns id and text in .*: text missing among id, body$"):
+        write_first(folder, tmp_path / "first", 1, 1)
+    (folder / "0.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(InputError, match="no Parquet files with columns id and text") as error:
+        write_first(folder, tmp_path / "first", 1, 1)
+    assert "\n" not in str(error.value)
+
+
+def test_the_encoders_benchmark_runs_where_ray_and_faiss_are_not_installed() -> None:
+    """As on a machine with a GPU that was lent for an hour."""
+    modules = ", ".join(f"jobs.encoder_benchmark.{name}" for name in ("contest", "ours", "peers", "ceiling", "alone"))
+    code = f"import sys; sys.modules['ray'] = sys.modules['faiss'] = None; import jobs.benchmark, {modules}"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 
 def vectors(rows: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:

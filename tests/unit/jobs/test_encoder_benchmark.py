@@ -130,7 +130,7 @@ def test_a_corpus_without_texts_is_refused(texts: list[str | None], tmp_path: Pa
 
 def test_mistakes_of_usage(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(benchmark.main, ["encoder", str(tmp_path / "nowhere")]) == 2
-    assert "no Parquet files with a column text" in capsys.readouterr().err
+    assert "no Parquet files with columns text" in capsys.readouterr().err
     assert exit_code(benchmark.main, ["encoder", str(corpus), "--peers", "openvino,tei"]) == 2
     assert "no such peer: tei" in capsys.readouterr().err
     assert exit_code(benchmark.main, ["encoder", str(corpus), "encoder.overlong=chunk"]) == 2
