@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from jobs.benchmark_peers import parse_peers, peer_versions
 from jobs.evaluate import developer_config
 from jobs.machine import describe_machine
 from pipeline.config import redact_uri
 
-_PEERS = ("sentence-transformers", "openvino", "onnxruntime")
+PEERS = ("sentence-transformers", "openvino", "onnxruntime")
 _VERSIONED = ("openvino", "onnxruntime", "onnx", "onnxscript")
 
 
@@ -36,7 +36,7 @@ _VERSIONED = ("openvino", "onnxruntime", "onnx", "onnxscript")
 @click.option(
     "--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Each contestant once in every one."
 )
-@click.option("--peers", default=",".join(_PEERS), show_default=True, help="Those of interest; none: ''.")
+@click.option("--peers", default=",".join(PEERS), show_default=True, help="Those of interest; none: ''.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def encoder(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: int, peers: str, as_json: bool) -> None:
     """The encoder against its peers, in real tokens a second.
@@ -51,13 +51,13 @@ def encoder(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: in
     for what is made once a shape. On a machine at rest only: what else runs costs them unequally, most those whose
     threads wait for one another.
     """
-    asked = parse_peers(peers)
+    asked = parse_peers(peers, PEERS)
     # torch, which --help should not wait for.
     from jobs.encoder_benchmark.contest import compete
     from jobs.encoder_benchmark.figures import figures_of, table_of
     from jobs.encoder_benchmark.task import make_task
 
-    machine = [*describe_machine().splitlines(), _peer_versions()]
+    machine = [*describe_machine().splitlines(), peer_versions(_VERSIONED)]
     with tempfile.TemporaryDirectory(prefix="vecmill-benchmark-") as folder:
         settings = developer_config(Path(folder), {"uri": str(corpus)}, overrides).encoder
     task = make_task(corpus, documents, settings)
@@ -81,22 +81,3 @@ def encoder(corpus: Path, overrides: tuple[str, ...], documents: int, rounds: in
         click.echo(json.dumps({"machine": machine, **told, **figures}))
     else:
         click.echo(table_of(figures, num_tokens))
-
-
-def parse_peers(text: str) -> list[str]:
-    """The names of `--peers`, in our order."""
-    asked = {name.strip() for name in text.split(",") if name.strip()}
-    unknown = asked - set(_PEERS)
-    if unknown:
-        raise click.BadParameter(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(_PEERS)}")
-    return [name for name in _PEERS if name in asked]
-
-
-def _peer_versions() -> str:
-    told = []
-    for name in _VERSIONED:
-        try:
-            told.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            told.append(f"{name} absent")
-    return ", ".join(told)

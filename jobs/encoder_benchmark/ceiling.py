@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from jobs.encoder_benchmark.task import Contestant, Pass, Task, Unavailable
+from jobs.benchmark_peers import Unavailable
+from jobs.encoder_benchmark.task import Contestant, Pass, Task
 from jobs.encoder_benchmark.transformer import count_flops, shape_module
 from pipeline.encoder import best_compute
 from pipeline.parallel import num_cores

@@ -21,10 +21,11 @@ import click
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
+from jobs.benchmark_peers import why
 from jobs.encoder_benchmark.ceiling import CEILING, ceiling
 from jobs.encoder_benchmark.ours import OURS, REFERENCE, ours, reference
 from jobs.encoder_benchmark.peers import library, library_reduced, onnxruntime, openvino
-from jobs.encoder_benchmark.task import Contestant, Pass, Task, Unavailable, Vectors
+from jobs.encoder_benchmark.task import Contestant, Pass, Task, Vectors
 from pipeline.errors import VecmillError
 
 Runtime = Callable[[Task], Iterable[Contestant]]
@@ -144,7 +145,7 @@ def _start(runtime: Runtime, task: Task) -> tuple[list[tuple[str, str]], str]:
     except VecmillError:
         raise
     except Exception as error:
-        return ready, _why(error)
+        return ready, why(error)
     return ready, ""
 
 
@@ -154,13 +155,5 @@ def _run(name: str, with_vectors: bool) -> tuple[Pass | None, str]:
     except VecmillError:
         raise
     except Exception as error:
-        return None, _why(error)
+        return None, why(error)
     return done if with_vectors else replace(done, vectors=None), ""
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: pip install 'vecmill[bench]'"
-    if isinstance(error, Unavailable):
-        return str(error)
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

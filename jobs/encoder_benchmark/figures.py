@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jobs.benchmark_peers import Spread, spread
 from jobs.encoder_benchmark.ceiling import CEILING
 from jobs.encoder_benchmark.contest import Result
 from jobs.encoder_benchmark.ours import OURS, REFERENCE
-
-Spread = dict[str, float]
-"""median, q1 and q3 over the rounds."""
 
 
 def figures_of(results: Sequence[Result], num_tokens: int) -> dict[str, Any]:
@@ -52,12 +50,6 @@ def figures_of(results: Sequence[Result], num_tokens: int) -> dict[str, Any]:
         if last.num_padded_tokens is not None:
             row["padding_ratio"] = last.num_padded_tokens / num_tokens
     return {"first_peer": first, "flops": ceiling.passes[-1].flops if ceiling else None, "rows": rows}
-
-
-def spread(values: Any) -> Spread:
-    """Median and quartiles."""
-    q1, median, q3 = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "q1": float(q1), "q3": float(q3)}
 
 
 _HEADER = (

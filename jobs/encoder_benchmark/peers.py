@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.benchmark_peers import Unavailable
 from jobs.encoder_benchmark.task import (
     Batches,
     Contestant,
     Pass,
     Task,
-    Unavailable,
     Vectors,
     fastest,
     sorted_batches,

@@ -29,10 +29,6 @@ _Candidate = TypeVar("_Candidate")
 _TRIAL_TOKENS = 8_192
 
 
-class Unavailable(Exception):
-    """A contestant cannot take part here, and why."""
-
-
 @dataclass(frozen=True)
 class Task:
     """N texts for one model, tokenized and truncated as it does it."""

@@ -12,13 +12,12 @@ figures  the rounds as table and JSON
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.benchmark_peers import parse_peers, peer_versions
 from jobs.machine import describe_machine, show_figures
 from pipeline.config import Config, load_config
 from pipeline.parallel import num_cores
@@ -26,7 +25,7 @@ from pipeline.parallel import num_cores
 if TYPE_CHECKING:
     from jobs.index_benchmark.task import Task
 
-_PEERS = ("faiss", "lancedb", "hnswlib", "autofaiss")
+PEER_NAMES = ("faiss", "lancedb", "hnswlib", "autofaiss")
 # Of made rows.
 _ANY_RECALL = 1e-6
 
@@ -40,7 +39,7 @@ VERSIONED = ("faiss-cpu", "lancedb", "hnswlib", "autofaiss")
 @click.option(
     "--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Each contestant once in every one."
 )
-@click.option("--peers", default=",".join(_PEERS), show_default=True, help="Those of interest; none: ''.")
+@click.option("--peers", default=",".join(PEER_NAMES), show_default=True, help="Those of interest; none: ''.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def index(config: str, overrides: tuple[str, ...], rows: int | None, rounds: int, peers: str, as_json: bool) -> None:
     """The index build of CONFIG's current snapshot against its peers: seconds, CPU, memory, bytes.
@@ -53,7 +52,7 @@ def index(config: str, overrides: tuple[str, ...], rows: int | None, rounds: int
 
     With --rows beyond what the snapshot holds rows are made of the real ones by noise: their recall says nothing.
     """
-    asked = parse_peers(peers)
+    asked = parse_peers(peers, PEER_NAMES)
     loaded = load_config(config, overrides)
     from jobs.index_benchmark.contest import compete
     from jobs.index_benchmark.figures import figures_of, table_of
@@ -101,23 +100,3 @@ def make_task(config: Config, num_rows: int | None, folder: Path) -> Task:
     config = with_store(config, local_folder(snapshot))
     chosen = choose(snapshot.manifest.accounting.chunks, snapshot.dim, config.index.codec, config.index.nlist)
     return Task(config, chosen.nlist, chosen.num_sample, num_cores())
-
-
-def parse_peers(text: str) -> list[str]:
-    """The names of `--peers`, in our order."""
-    asked = {name.strip() for name in text.split(",") if name.strip()}
-    unknown = asked - set(_PEERS)
-    if unknown:
-        raise click.BadParameter(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(_PEERS)}")
-    return [name for name in _PEERS if name in asked]
-
-
-def peer_versions(names: Sequence[str]) -> str:
-    """What is compared, with its version."""
-    told = []
-    for name in names:
-        try:
-            told.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            told.append(f"{name} absent")
-    return ", ".join(told)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import click
 
+from jobs.benchmark_peers import why
 from jobs.index_benchmark.ours import OURS
-from jobs.index_benchmark.task import Built, Contestant, Task, Unavailable
+from jobs.index_benchmark.task import Built, Contestant, Task
 from jobs.index_benchmark.usage import Usage, UsageWatch
 from pipeline.errors import VecmillError
 
@@ -117,12 +118,3 @@ def quiet(name: str) -> None:
     if name != OURS:
         os.dup2(1, 2)
     warnings.simplefilter("ignore")
-
-
-def why(error: Exception) -> str:
-    """Why a contestant cannot take part, from what it raised."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: pip install 'vecmill[bench]'"
-    if isinstance(error, Unavailable):
-        return str(error)
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jobs.benchmark_peers import Spread, spread
 from jobs.index_benchmark.contest import Result
 from jobs.index_benchmark.ours import OURS
-
-Spread = dict[str, float]
-"""median, q1 and q3 over the rounds."""
 
 
 def figures_of(results: Sequence[Result], num_rows: int) -> list[dict[str, Any]]:
@@ -57,12 +55,6 @@ def figures_of(results: Sequence[Result], num_rows: int) -> list[dict[str, Any]]
 def _seconds(result: Result) -> tuple[Any, Any]:
     wall = np.array([built.seconds for built, _ in result.builds], np.float64)
     return wall, np.array([usage.cpu_s for _, usage in result.builds], np.float64)
-
-
-def spread(values: Any) -> Spread:
-    """Median and quartiles."""
-    q1, median, q3 = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "q1": float(q1), "q3": float(q3)}
 
 
 _HEADER = (

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.index_benchmark.task import Built, Contestant, Searcher, Setting, Task, Unavailable, padded
+from jobs.benchmark_peers import Unavailable
+from jobs.index_benchmark.task import Built, Contestant, Searcher, Setting, Task, padded
 from jobs.index_benchmark.vectors import blocks, folder_bytes, sample
 from pipeline.index.codecs import Floats
 from pipeline.index.recall import probe_levels

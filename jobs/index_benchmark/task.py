@@ -95,10 +95,6 @@ class Contestant(Protocol):
         """What was built there, for search."""
 
 
-class Unavailable(Exception):
-    """Why a contestant cannot take part."""
-
-
 def padded(rows: Sequence[Rows], k: int) -> Rows:
     """(Q, k), filled up with -1."""
     found = np.full((len(rows), k), -1, np.int64)

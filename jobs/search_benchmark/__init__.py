@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.index_benchmark import VERSIONED, parse_peers, peer_versions
+from jobs.benchmark_peers import parse_peers, peer_versions
+from jobs.index_benchmark import PEER_NAMES, VERSIONED
 from jobs.machine import describe_machine, show_figures
 from pipeline.config import Config, load_config
 from pipeline.errors import StoreError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from jobs.search_benchmark.queries import Questions
     from pipeline.search import SearchableSnapshot
 
-_PEERS = "faiss,lancedb,hnswlib,autofaiss"
 _TARGETS = (0.95, 0.99)
 
 
@@ -41,7 +41,7 @@ _TARGETS = (0.95, 0.99)
 @click.option(
     "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Each contestant once in every one."
 )
-@click.option("--peers", default=_PEERS, show_default=True, help="Those of interest; none: ''.")
+@click.option("--peers", default=",".join(PEER_NAMES), show_default=True, help="Those of interest; none: ''.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def search(
     config: str, overrides: tuple[str, ...], queries: int, texts: str | None, rounds: int, peers: str, as_json: bool
@@ -54,7 +54,7 @@ def search(
     hnswlib answer from memory, LanceDB from its files and caches, ours from its files and a bounded cache; ours
     answers with doc ids and kept columns, the others with row numbers.
     """
-    asked = parse_peers(peers)
+    asked = parse_peers(peers, PEER_NAMES)
     loaded = load_config(config, overrides)
     from jobs.search_benchmark import contest
     from jobs.search_benchmark.figures import figures_of, table_of

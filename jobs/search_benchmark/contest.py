@@ -15,7 +15,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from jobs.index_benchmark.contest import quiet, why
+from jobs.benchmark_peers import why
+from jobs.index_benchmark.contest import quiet
 from jobs.index_benchmark.task import Contestant, Searcher, Setting, Task
 from jobs.search_benchmark.queries import Questions
 from pipeline.errors import VecmillError

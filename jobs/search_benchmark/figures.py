@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.index_benchmark.figures import spread
+from jobs.benchmark_peers import spread
 from jobs.search_benchmark.contest import Result
 
 

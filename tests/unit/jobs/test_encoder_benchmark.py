@@ -23,8 +23,9 @@ from click.testing import CliRunner, Result
 from transformers.utils import logging as transformers_logging
 
 from jobs import benchmark
+from jobs.benchmark_peers import Unavailable, parse_peers
 from jobs.cli import exit_code
-from jobs.encoder_benchmark import ceiling, contest, ours, parse_peers, peers, task, transformer
+from jobs.encoder_benchmark import PEERS, ceiling, contest, ours, peers, task, transformer
 from jobs.encoder_benchmark.contest import compete
 from jobs.encoder_benchmark.figures import figures_of, table_of
 from jobs.encoder_benchmark.task import Contestant, Pass, Task, make_task, sample_texts, sorted_batches, trial_batches
@@ -135,8 +136,8 @@ def test_mistakes_of_usage(corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "no such peer: tei" in capsys.readouterr().err
     assert exit_code(benchmark.main, ["encoder", str(corpus), "encoder.overlong=chunk"]) == 2
     assert "the peers truncate" in capsys.readouterr().err
-    assert parse_peers(" onnxruntime, openvino,") == ["openvino", "onnxruntime"]
-    assert parse_peers("") == []
+    assert parse_peers(" onnxruntime, openvino,", PEERS) == ["openvino", "onnxruntime"]
+    assert parse_peers("", PEERS) == []
 
 
 def test_a_trial_is_padded_as_a_pass_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +274,7 @@ def test_ratios_are_of_the_same_round(tiny_task: Task, made_up: dict[str, contes
 
 def test_a_peer_that_fails_is_skipped_with_its_reason(tiny_task: Task, made_up: dict[str, contest.Runtime]) -> None:
     def unable(_: Task) -> Iterable[Contestant]:
-        raise task.Unavailable("needs a GPU")
+        raise Unavailable("needs a GPU")
 
     made_up |= {
         "late": contestant("late", [one(1), ValueError("shape\nand more"), one(1)]),
@@ -319,7 +320,7 @@ def test_without_a_ceiling_there_are_no_shares(
     tiny_task: Task, made_up: dict[str, contest.Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unable(_: Task) -> Iterable[Contestant]:
-        raise task.Unavailable("this architecture has no Linear modules to measure")
+        raise Unavailable("this architecture has no Linear modules to measure")
 
     monkeypatch.setattr(contest, "_OURS", {**contest._OURS, "products alone": unable})
     figures = figures_of(compete(tiny_task, [], 3), 1_000)

@@ -15,12 +15,13 @@ import yaml
 from click.testing import CliRunner
 
 from jobs import benchmark, index_benchmark
-from jobs.index_benchmark import make_task, parse_peers
+from jobs.benchmark_peers import Unavailable, parse_peers
+from jobs.index_benchmark import PEER_NAMES, make_task
 from jobs.index_benchmark.contest import Result, build_alone, compete
 from jobs.index_benchmark.figures import figures_of, table_of
 from jobs.index_benchmark.ours import Ours, bytes_by_kind
 from jobs.index_benchmark.peers import PEERS, Faiss
-from jobs.index_benchmark.task import Built, Searcher, Setting, Task, Unavailable
+from jobs.index_benchmark.task import Built, Searcher, Setting, Task
 from jobs.index_benchmark.usage import Usage, UsageWatch
 from jobs.index_benchmark.vectors import blocks, link_store, make_rows
 from pipeline.config import load_config
@@ -114,9 +115,9 @@ def test_an_unknown_peer_is_named(peers: str, tmp_path: Path) -> None:
 
 
 def test_peers_come_in_our_order() -> None:
-    assert parse_peers("hnswlib, faiss") == ["faiss", "hnswlib"]
-    assert parse_peers("") == []
-    assert list(PEERS) == parse_peers(",".join(PEERS))
+    assert parse_peers("hnswlib, faiss", PEER_NAMES) == ["faiss", "hnswlib"]
+    assert parse_peers("", PEER_NAMES) == []
+    assert list(PEERS) == parse_peers(",".join(PEERS), PEER_NAMES)
 
 
 def test_bytes_by_kind_are_all_bytes_of_the_index(snapshot: SearchableSnapshot) -> None:
