@@ -8,13 +8,13 @@ A code is read without any library: float16 is a list column; sq8 decodes to
 `low + (level + 0.5) / 255 * span`, which is also what faiss' QT_8bit does with `trained` = low, span.
 
 Scores are `cosine ~ weights . levels + offset`, one matrix product over blocks of codes that fit the
-cache. faiss' scanner of the same bytes takes 0.4 of the time for one query and more for many; it gives
-the nearest alone, not all scores, and has no filter of ours.
+cache. faiss' scanner of the same bytes takes a tenth less for one query and more for many; it gives the
+nearest alone, not all scores, and has no filter of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -24,8 +24,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
-# Rows of codes that are floats at once: 1.5 MiB at 384 dimensions.
-_BLOCK_ROWS = 1024
+# Rows of codes that are floats at once: 0.75 MiB at 384 dimensions.
+_BLOCK_ROWS = 512
 
 
 class Prepared(NamedTuple):
@@ -68,8 +68,8 @@ class Codec(Protocol):
     def prepare(self, queries: Floats) -> Prepared:
         """(Q, D) unit vectors, for `score`."""
 
-    def score(self, queries: Prepared, codes: Codes) -> Floats:
-        """Cosines (Q, N); of a residual codec less those with the centroids."""
+    def score(self, queries: Prepared, codes: Sequence[Codes]) -> Floats:
+        """Cosines (Q, N) with arrays of codes, N rows in all; of a residual codec less those with the centroids."""
 
     def parameters(self) -> dict[str, Any]:
         """As JSON; what `make_codec` takes."""
@@ -105,13 +105,12 @@ class Float16:
         """(Q, D), for `score`."""
         return Prepared(np.ascontiguousarray(queries.T), np.zeros(len(queries), np.float32))
 
-    def score(self, queries: Prepared, codes: Codes) -> Floats:
+    def score(self, queries: Prepared, codes: Sequence[Codes]) -> Floats:
         """Cosines (Q, N)."""
-        scores = np.empty((len(codes), len(queries.offset)), np.float32)
-        for begin in range(0, len(codes), _BLOCK_ROWS):
-            block = codes[begin : begin + _BLOCK_ROWS]
-            np.matmul(self.decode(block, _NONE), queries.weights, out=scores[begin : begin + _BLOCK_ROWS])
-        return scores.T
+        return products(codes, queries.weights, self._fill).T
+
+    def _fill(self, codes: list[Codes], values: Floats) -> None:
+        values[:] = self.decode(np.concatenate(codes), _NONE)
 
     def parameters(self) -> dict[str, Any]:
         """As JSON."""
@@ -179,14 +178,9 @@ class Sq8:
         step = self.span / np.float32(255)
         return Prepared((queries * step).T, queries @ (self.low + np.float32(0.5) * step))
 
-    def score(self, queries: Prepared, codes: Codes) -> Floats:
+    def score(self, queries: Prepared, codes: Sequence[Codes]) -> Floats:
         """Cosines (Q, N)."""
-        scores = np.empty((len(codes), len(queries.offset)), np.float32)
-        block = np.empty((min(_BLOCK_ROWS, len(codes)), self.dim), np.float32)
-        for begin in range(0, len(codes), _BLOCK_ROWS):
-            some = codes[begin : begin + _BLOCK_ROWS]
-            np.copyto(block[: len(some)], some)
-            np.matmul(block[: len(some)], queries.weights, out=scores[begin : begin + len(some)])
+        scores = products(codes, queries.weights, lambda some, levels: np.concatenate(some, out=levels))
         scores += queries.offset
         return scores.T
 
@@ -197,6 +191,41 @@ class Sq8:
     def arrays(self) -> dict[str, Floats]:
         """None."""
         return {}
+
+
+def products(codes: Sequence[Codes], weights: Floats, fill: Callable[[list[Codes], Floats], object]) -> Floats:
+    """Products (N, Q) of weights (D, Q) with arrays of codes, N rows in all, some at a time.
+
+    Args:
+        codes: joined nowhere but in a block: copying them costs as much again as the product.
+        weights: of the queries.
+        fill: makes floats (n, D) of arrays of codes, n rows in all.
+    """
+    num = sum(map(len, codes))
+    found = np.empty((num, weights.shape[1]), np.float32)
+    floats = np.empty((min(_BLOCK_ROWS, num), len(weights)), np.float32)
+    end = 0
+    for some in _blocks(codes):
+        begin, end = end, end + sum(map(len, some))
+        fill(some, floats[: end - begin])
+        np.matmul(floats[: end - begin], weights, out=found[begin:end])
+    return found
+
+
+def _blocks(codes: Sequence[Codes]) -> Iterator[list[Codes]]:
+    """Pieces of the arrays, of at most _BLOCK_ROWS rows together."""
+    block: list[Codes] = []
+    num = 0
+    for one in codes:
+        for begin in range(0, len(one), _BLOCK_ROWS):
+            piece = one[begin : begin + _BLOCK_ROWS]
+            if num + len(piece) > _BLOCK_ROWS:
+                yield block
+                block, num = [], 0
+            block.append(piece)
+            num += len(piece)
+    if block:
+        yield block
 
 
 def make_codec(name: str, parameters: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Codec:

@@ -109,7 +109,7 @@ class Quantizer:
 
     def score(self, queries: Floats, codes: Codes, list_id: int) -> Floats:
         """Cosines (Q, N), as the codec has them, of unit queries (Q, D) with codes (N, B) of one list."""
-        scores = self.codec.score(self.codec.prepare(queries), codes)
+        scores = self.codec.score(self.codec.prepare(queries), [codes])
         if self.codec.is_residual:
             scores = scores + (queries @ self.centroids[list_id])[:, None]
         return scores

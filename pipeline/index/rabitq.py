@@ -16,12 +16,13 @@ little-endian float32. faiss' RaBitQ has the same levels and factors laid out ot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.index.codecs import Codes, Floats, Prepared
+from pipeline.index.codecs import Codes, Floats, Prepared, products
 
 BITS = (1, 4)
 
@@ -136,17 +137,17 @@ class Rabitq:
         rotated = queries @ self.rotation.T
         return Prepared(np.ascontiguousarray(rotated.T), rotated.sum(1) * np.float32(-(2**self.bits - 1) / 2))
 
-    def score(self, queries: Prepared, codes: Codes) -> Floats:
+    def score(self, queries: Prepared, codes: Sequence[Codes]) -> Floats:
         """Cosines (Q, N), less those of queries and centroids."""
-        scores = np.empty((len(codes), len(queries.offset)), np.float32)
-        for begin in range(0, len(codes), _BLOCK_ROWS):
-            some = codes[begin : begin + _BLOCK_ROWS]
-            np.matmul(self._unpack(some).astype(np.float32), queries.weights, out=scores[begin : begin + len(some)])
+        scores = products(codes, queries.weights, self._fill)
         scores += queries.offset
-        factors = self._factors(codes)
+        factors = np.concatenate([self._factors(some) for some in codes])
         scores *= factors[:, :1]
         scores += factors[:, 1:]
         return scores.T
+
+    def _fill(self, codes: list[Codes], levels: Floats) -> None:
+        levels[:] = self._unpack(np.concatenate(codes))
 
     def parameters(self) -> dict[str, Any]:
         """As JSON."""

@@ -41,16 +41,17 @@ class Best:
         self._num_pending = 0
 
     def add(self, query: npt.NDArray[np.int32], scores: Floats, addresses: Ints, places: Ints) -> None:
-        """Rows of one row group: their scores (Q', N) with some queries (Q',), addresses and places (N,)."""
+        """Rows of some row groups: their scores (Q', N) with some queries (Q',), addresses and places (N,)."""
         floors = self._floors[query]
         passed = scores >= floors[:, None]
         if not passed.any():  # nearly always, once the nearest lists were seen
             return
         num_passed = np.count_nonzero(passed, axis=1)
-        crowded = np.flatnonzero(num_passed > self.num)
+        enough = self.num * self._lists_per_row  # among so many are `num` different rows
+        crowded = np.flatnonzero(num_passed > enough)
         if len(crowded):
             some = scores[crowded]
-            floors = np.partition(some, some.shape[1] - self.num, axis=1)[:, some.shape[1] - self.num]
+            floors = np.partition(some, some.shape[1] - enough, axis=1)[:, some.shape[1] - enough]
             passed[crowded] = some >= floors[:, None]
             self._floors[query[crowded]] = floors
         which, row = np.nonzero(passed)

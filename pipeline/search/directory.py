@@ -5,7 +5,7 @@ About 50 bytes a row group; with the centroids all that a search has to hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,11 +41,12 @@ class Directory:
     deleted: dict[int, Ints]
     """By row group, the rows that are deleted, where there are any."""
 
-    def groups_of(self, list_ids: Iterable[int]) -> list[int]:
-        """The row groups of lists, in their order."""
-        return [
-            group for list_id in list_ids for group in range(int(self.bounds[list_id]), int(self.bounds[list_id + 1]))
-        ]
+    def groups_of(self, list_ids: npt.NDArray[np.integer] | Sequence[int]) -> list[int]:
+        """The row groups of lists (P,), in their order."""
+        begin = self.bounds[list_ids]
+        counts = self.bounds[np.asarray(list_ids) + 1] - begin
+        groups: list[int] = (np.arange(counts.sum()) + np.repeat(begin - counts.cumsum() + counts, counts)).tolist()
+        return groups
 
     def num_bytes_of(self, list_ids: npt.NDArray[np.integer]) -> Ints:
         """Of the codes of lists (P,)."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,13 +34,20 @@ _MAX_ANSWERS = 512
 _TYPES = {"doc_id": pa.string(), "chunk_index": pa.int32()}
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Group:
-    """The rows of a row group that are not deleted: codes (N, B), addresses (N,), and their rows in the group (N,)."""
+class Group(NamedTuple):
+    """Rows of a row group that are not deleted: codes (N, B), addresses (N,) and places (N,).
+
+    A place is row group << 32 | row of it.
+    """
 
     codes: Codes
     addresses: Ints
-    rows: Ints
+    places: Ints
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Group:
+        """The rows that pass a mask over all rows of the row group, deleted ones included."""
+        kept = mask[self.places & 0xFFFFFFFF]
+        return Group(self.codes[kept], self.addresses[kept], self.places[kept])
 
 
 class Lists:
@@ -89,7 +97,7 @@ class Lists:
             data = self._reader.read(ranges)
             for place, number in enumerate(missing):
                 group = self._group(number, data[place], data[len(missing) + place])
-                self._groups.put(number, group, group.codes.nbytes + group.addresses.nbytes + group.rows.nbytes)
+                self._groups.put(number, group, sum(column.nbytes for column in group))
                 found[number] = group
         return found
 
@@ -150,14 +158,10 @@ class Lists:
         made = Group(
             np.frombuffer(bytes(codes), np.uint8).reshape(-1, directory.code_bytes),
             np.frombuffer(bytes(addresses), "<i8").astype(np.int64, copy=False),
-            np.arange(directory.num_rows[number]),
+            np.arange(directory.num_rows[number]) + (number << 32),
         )
         deleted = directory.deleted.get(number)
-        if deleted is None:
-            return made
-        return Group(
-            np.delete(made.codes, deleted, 0), np.delete(made.addresses, deleted), np.delete(made.rows, deleted)
-        )
+        return made if deleted is None else made.where(np.isin(np.arange(len(made.places)), deleted, invert=True))
 
     def _damaged(self, number: int) -> StoreError:
         part = self.directory.parts[int(self.directory.part[number])]

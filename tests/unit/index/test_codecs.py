@@ -26,7 +26,7 @@ def test_scores_are_the_products_with_what_codes_decode_to(which: int) -> None:
     codes = codec.encode(vectors, centroids)
     assert codes.shape == (2500, codec.num_bytes)
     assert codes.dtype == np.uint8
-    scores = codec.score(codec.prepare(queries), codes)
+    scores = codec.score(codec.prepare(queries), np.split(codes, [3, 3, 500, 515, 1100]))  # empty, small, of blocks
     assert scores.shape == (5, 2500)
     expected = queries @ codec.decode(codes, centroids).T
     if codec.is_residual:
@@ -40,7 +40,7 @@ def test_a_score_is_near_the_cosine(which: int, at_most: float) -> None:
     vectors, queries = clustered(1000, DIM), clustered(20, DIM, seed=1)
     codec = codecs(vectors)[which]
     centroids = np.tile(vectors.mean(0, keepdims=True), (len(vectors), 1)).astype(np.float32)
-    scores = codec.score(codec.prepare(queries), codec.encode(vectors, centroids))
+    scores = codec.score(codec.prepare(queries), [codec.encode(vectors, centroids)])
     if codec.is_residual:
         scores = scores + (queries @ centroids[0])[:, None]
     error = scores - queries @ vectors.T
@@ -55,7 +55,7 @@ def test_an_estimate_is_exact_on_average_over_rotations(bits: int) -> None:
     estimates = []
     for seed in range(600):
         codec = Rabitq.train(24, bits, seed)
-        estimates.append(codec.score(codec.prepare(vectors[1:]), codec.encode(vectors[:1], centroid))[0, 0])
+        estimates.append(codec.score(codec.prepare(vectors[1:]), [codec.encode(vectors[:1], centroid)])[0, 0])
     exact = float(vectors[0] @ vectors[1] - vectors[1] @ centroid[0])
     deviation = np.std(estimates) / len(estimates) ** 0.5
     assert abs(np.mean(estimates) - exact) < 4 * deviation + 1e-6
@@ -94,7 +94,7 @@ def test_only_what_a_query_differs_from_the_centroid_is_estimated(bits: int) -> 
     codec = Rabitq.train(DIM, bits, seed=0)
     codes = codec.encode(vectors, np.repeat(centroid, 200, 0))
     exact = (vectors - centroid) @ centroid[0]
-    np.testing.assert_allclose(codec.score(codec.prepare(centroid), codes)[0], exact, atol=1e-5)
+    np.testing.assert_allclose(codec.score(codec.prepare(centroid), [codes])[0], exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [1, 4])
@@ -112,7 +112,7 @@ def test_a_row_that_is_its_centroid_scores_as_the_centroid() -> None:
     codec = Rabitq.train(DIM, 4, seed=0)
     codes = codec.encode(vectors, vectors)
     np.testing.assert_allclose(codec.decode(codes, vectors), vectors)
-    np.testing.assert_allclose(codec.score(codec.prepare(vectors), codes), 0, atol=1e-6)
+    np.testing.assert_allclose(codec.score(codec.prepare(vectors), [codes]), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("which", range(4))

@@ -91,7 +91,7 @@ def test_a_list_is_read_and_scored_once_for_all_queries(tmp_path: Path, monkeypa
         asked.extend(ranges)
         return read(self, ranges)
 
-    def scoring(self: Sq8, queries: Prepared, codes: Codes) -> Floats:
+    def scoring(self: Sq8, queries: Prepared, codes: Sequence[Codes]) -> Floats:
         scored.append(len(queries.offset))
         return score(self, queries, codes)
 
