@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection, parent_process
 from typing import Any
 
 import click
@@ -44,6 +47,18 @@ def why(error: Exception) -> str:
     if isinstance(error, Unavailable):
         return str(error)
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however that comes: it may hold gigabytes and both cores."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def spread(values: Any) -> Spread:

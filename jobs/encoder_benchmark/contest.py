@@ -21,7 +21,7 @@ import click
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from jobs.benchmark_peers import why
+from jobs.benchmark_peers import end_with_parent, why
 from jobs.encoder_benchmark.ceiling import CEILING, ceiling
 from jobs.encoder_benchmark.ours import OURS, REFERENCE, ours, reference
 from jobs.encoder_benchmark.peers import library, library_reduced, onnxruntime, openvino
@@ -94,7 +94,7 @@ def compete(task: Task, peers: Sequence[str], num_rounds: int) -> list[Result]:
 
 def new_host() -> Executor:
     """A process for one runtime."""
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_quiet)
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_set_up)
 
 
 def _compare(result: Result, vectors: Vectors, to: Vectors) -> None:
@@ -125,6 +125,11 @@ def _asked(host: Executor, call: Callable[..., tuple[_Given, str]], *arguments: 
 # What follows runs in a runtime's own process.
 
 _contestants: dict[str, Contestant] = {}
+
+
+def _set_up() -> None:
+    end_with_parent()
+    _quiet()
 
 
 def _quiet() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from jobs.benchmark_peers import why
+from jobs.benchmark_peers import end_with_parent, why
 from jobs.index_benchmark.ours import OURS
 from jobs.index_benchmark.task import Built, Contestant, Task
 from jobs.index_benchmark.usage import Usage, UsageWatch
@@ -99,7 +99,7 @@ def build_alone(contestant: Contestant, task: Task, folder: Path) -> tuple[Built
 
 def _build(connection: Connection, contestant: Contestant, task: Task, folder: Path) -> None:
     """Say that it is ready; build when told to; say what came of it; end when told to."""
-    quiet(contestant.name)
+    set_up(contestant.name)
     try:
         with contestant.ready(task, folder) as build:
             connection.send(None)
@@ -112,8 +112,9 @@ def _build(connection: Connection, contestant: Contestant, task: Task, folder: P
         connection.send(why(error))
 
 
-def quiet(name: str) -> None:
-    """What libraries print and warn of is no part of the answer; why a peer failed is told by what it raised."""
+def set_up(name: str) -> None:
+    """Of a contestant's process. What libraries print and warn of is no part of the answer; why one failed is told."""
+    end_with_parent()
     os.dup2(2 if name == OURS else os.open(os.devnull, os.O_WRONLY), 1)
     if name != OURS:
         os.dup2(1, 2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,6 +36,7 @@ _OUR_SAMPLE, _OUR_ITERATIONS = 96, 8
 _FAISS_SAMPLE = 256
 
 _GRAPH_LINKS, _GRAPH_CONSTRUCTION = 16, 200
+_GRAPH_EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _MAX_GRAPH_ROWS = 300_000
 
 
@@ -83,19 +84,24 @@ class Faiss:
 
 
 class _FaissSearcher:
-    names = ("nprobe", "")
+    """Of whatever index: autofaiss may choose lists, a graph, or neither."""
 
     def __init__(self, faiss: Any, index: Any, addresses: Rows | None) -> None:
         self._faiss, self._index, self._addresses = faiss, index, addresses
-        ivf = faiss.try_extract_index_ivf(index)
-        self.efforts = (1,) if ivf is None else probe_levels(ivf.nlist, only_all=False, up_to_all=True)
+        self._parameter = ""
+        self.efforts: Sequence[int] = (1,)
         self.reranks = (0,)
-        self._is_ivf = ivf is not None
+        if (ivf := faiss.try_extract_index_ivf(index)) is not None:
+            self._parameter = "nprobe"
+            self.efforts = probe_levels(ivf.nlist, only_all=False, up_to_all=True)
+        elif hasattr(index, "hnsw"):
+            self._parameter, self.efforts = "efSearch", _GRAPH_EFFORTS
+        self.names = (self._parameter or "all", "")
 
     def search(self, queries: Floats, k: int, setting: Setting) -> Rows:
         """As `Searcher.search`."""
-        if self._is_ivf:
-            self._faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", setting.effort)
+        if self._parameter:
+            self._faiss.ParameterSpace().set_index_parameter(self._index, self._parameter, setting.effort)
         found = np.asarray(self._index.search(queries, k)[1], np.int64)
         return found if self._addresses is None else np.where(found < 0, -1, self._addresses[found])
 
@@ -214,7 +220,7 @@ class Hnswlib:
 
 class _GraphSearcher:
     names = ("ef", "")
-    efforts = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    efforts = _GRAPH_EFFORTS
     reranks = (0,)
 
     def __init__(self, index: Any, num_threads: int) -> None:

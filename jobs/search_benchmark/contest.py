@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.benchmark_peers import why
-from jobs.index_benchmark.contest import quiet
+from jobs.index_benchmark.contest import set_up
 from jobs.index_benchmark.task import Contestant, Searcher, Setting, Task
 from jobs.search_benchmark.queries import Questions
 from pipeline.errors import VecmillError
@@ -64,7 +64,7 @@ class Host:
 
     def __init__(self, contestant: Contestant, task: Task, folder: Path, questions: Questions) -> None:
         self._pool: Executor = ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=quiet, initargs=(contestant.name,)
+            1, get_context("spawn"), initializer=set_up, initargs=(contestant.name,)
         )
         self._questions = questions
         self._recalls: dict[Setting, float] = {}

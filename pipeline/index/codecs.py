@@ -98,8 +98,9 @@ class Float16:
 
     def decode(self, codes: Codes, centroids: Floats) -> Floats:
         """(N, B) to (N, D), of unit norm."""
-        values = np.ascontiguousarray(codes).view("<f2").astype(np.float32)
-        return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
+        values = np.empty((len(codes), self.dim), np.float32)
+        self._fill([np.ascontiguousarray(codes)], values)
+        return values
 
     def prepare(self, queries: Floats) -> Prepared:
         """(Q, D), for `score`."""
@@ -110,7 +111,8 @@ class Float16:
         return products(codes, queries.weights, self._fill).T
 
     def _fill(self, codes: list[Codes], values: Floats) -> None:
-        values[:] = self.decode(np.concatenate(codes), _NONE)
+        np.concatenate([some.view("<f2") for some in codes], out=values)
+        values /= np.sqrt(np.einsum("nd,nd->n", values, values))[:, None]
 
     def parameters(self) -> dict[str, Any]:
         """As JSON."""
@@ -119,9 +121,6 @@ class Float16:
     def arrays(self) -> dict[str, Floats]:
         """None."""
         return {}
-
-
-_NONE = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
