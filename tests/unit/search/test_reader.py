@@ -14,6 +14,8 @@ from pipeline.index.codecs import Codes, Floats, Prepared, Sq8
 from pipeline.index.layout import DELETED_SCHEMA
 from pipeline.index.quantizer import Lists, Quantizer
 from pipeline.search import SearchableSnapshot, exact_search, open_index
+from pipeline.search.lists import Group
+from pipeline.search.lists import Lists as IndexLists
 from pipeline.search.neighbours import Chunk
 from pipeline.search.ranges import Range, RangeReader
 from tests.indexed import NLIST, NUM, QUERIES, VECTORS, brute_force, make_indexed, recall, rewritten, stored
@@ -103,6 +105,29 @@ def test_a_list_is_read_and_scored_once_for_all_queries(tmp_path: Path, monkeypa
     assert len(codes) == len(set(codes)) == len(scored)
     assert sum(scored) == 6 * len(QUERIES)
     assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("num_queries", [1, len(QUERIES)])
+def test_no_more_codes_than_a_window_or_a_list_are_at_hand(
+    num_queries: int, indexed: Indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = indexed("sq8").index
+    directory = index.directory
+    of_list = np.bincount(directory.list_id, directory.num_rows * directory.code_bytes, minlength=NLIST)
+    window = int(2.5 * of_list.mean())
+    read: list[float] = []
+    groups = IndexLists.groups
+
+    def reading(self: IndexLists, numbers: Sequence[int]) -> dict[int, Group]:
+        read.append(of_list[np.unique(directory.list_id[list(numbers)])].sum())
+        return groups(self, numbers)
+
+    monkeypatch.setattr("pipeline.search.scan._WINDOW_BYTES", window)
+    monkeypatch.setattr(IndexLists, "groups", reading)
+    index.search(QUERIES[:num_queries], 10, nprobe=NLIST)
+    assert sum(read) == of_list.sum()
+    assert max(read) <= max(window, of_list.max())
+    assert len(read) < NLIST
 
 
 def test_reranked_scores_are_exact_cosines(indexed: Indexed) -> None:
