@@ -26,7 +26,7 @@ def test_scores_are_the_products_with_what_codes_decode_to(which: int) -> None:
     codes = codec.encode(vectors, centroids)
     assert codes.shape == (2500, codec.num_bytes)
     assert codes.dtype == np.uint8
-    scores = codec.score(codec.prepare(queries), np.split(codes, [3, 3, 500, 515, 1100]))  # empty, small, of blocks
+    scores = codec.score(codec.prepare(queries), np.split(codes, [3, 3, 516, 531, 1100]))  # empty, small, a block and 1
     assert scores.shape == (5, 2500)
     expected = queries @ codec.decode(codes, centroids).T
     if codec.is_residual:
