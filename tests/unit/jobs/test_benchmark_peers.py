@@ -9,15 +9,17 @@ import psutil
 from jobs import benchmark_peers
 
 _STARTS_ONE = f"""
-import os, threading
+import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from {benchmark_peers.__name__} import end_with_parent
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
-    print(pool.submit(os.getpid).result(), flush=True)
-    threading.Event().wait()
+    child = pool.submit(os.getpid).result()
+    busy = pool.submit(time.sleep, 600)
+    print(child, flush=True)
+    busy.result()
 """
 
 
