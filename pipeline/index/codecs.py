@@ -112,7 +112,8 @@ class Float16:
 
     def _fill(self, codes: list[Codes], values: Floats) -> None:
         np.concatenate([some.view("<f2") for some in codes], out=values)
-        values /= np.sqrt(np.einsum("nd,nd->n", values, values))[:, None]
+        norms = np.sqrt(np.einsum("nd,nd->n", values, values))
+        values /= np.maximum(norms, np.float32(1e-12))[:, None]  # what is 0 stays 0, and no score is lost to a NaN
 
     def parameters(self) -> dict[str, Any]:
         """As JSON."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.index.shards import Shard, plain, read_columns, read_stored, row_addresses, shards_of
 from pipeline.parallel import map_ahead
 from pipeline.search.filters import Filter
-from pipeline.search.neighbours import Chunk, Neighbours
+from pipeline.search.neighbours import Chunk, Neighbours, one_piece
 from pipeline.search.queries import check_queries
 from pipeline.snapshots.reader import Snapshot
 
@@ -128,4 +128,5 @@ def _look_up(snapshot: Snapshot, addresses: npt.NDArray[np.int64]) -> pa.Table:
         rows = unique[unique >> 32 == shard.ordinal] & 0xFFFFFFFF
         if len(rows):
             tables.append(read_columns(snapshot.storage, shard, names).take(pa.array(rows)).cast(schema))
-    return pa.concat_tables(tables).take(pa.array(inverse.reshape(-1)))
+    with one_piece(len(addresses)):
+        return pa.concat_tables(tables).take(pa.array(inverse.reshape(-1)))

@@ -83,7 +83,7 @@ def rabitq_codes(codec: Rabitq, codes: Codes, centroid: Floats) -> Codes:
     if codec.bits == 1:
         return np.concatenate([signs, _bytes(lengths, scale * np.float32(codec.dim**0.5 / 2))], axis=1)
     lower = (levels[:, :, None] >> np.arange(codec.bits - 1, dtype=np.uint8)) & 1
-    packed = np.packbits(lower.reshape(len(codes), -1), axis=1, bitorder="little")
+    packed = np.packbits(lower.reshape(len(codes), codec.dim * (codec.bits - 1)), axis=1, bitorder="little")
     estimate = _bytes(lengths, np.zeros_like(scale), np.full_like(scale, _NO_BOUND))
     return np.concatenate([signs, estimate, packed, _bytes(own, scale)], axis=1)
 

@@ -42,7 +42,7 @@ class Filter:
         self._fault: type[Exception] = duckdb.Error
         try:
             self._parsed = duckdb.SQLExpression(expression)
-        except duckdb.Error as error:
+        except (duckdb.Error, TypeError) as error:  # TypeError: no text, or none that is UTF-8
             raise self._refused(error) from None
         self._connection = duckdb.connect(":memory:", config=_SETTINGS)
 

@@ -22,6 +22,7 @@ from pipeline.index.layout import REBUILD
 from pipeline.index.parts import group_checksum
 from pipeline.search.cache import Cache
 from pipeline.search.directory import Directory, Ints
+from pipeline.search.neighbours import one_piece
 from pipeline.search.ranges import Range, RangeReader
 from pipeline.uris import Storage
 
@@ -131,6 +132,7 @@ class Lists:
 
         Raises:
             StoreError: a part is missing or damaged.
+            UsageError: a column of so many rows is more than Arrow holds in one piece.
         """
         if not len(places):
             return pa.table({name: pa.array([], _TYPES.get(name, pa.null())) for name in self._columns})
@@ -148,7 +150,8 @@ class Lists:
             ]
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return pa.Table.from_batches([pa.concat_batches(taken).take(pa.array(back))])
+        with one_piece(len(places)):
+            return pa.Table.from_batches([pa.concat_batches(taken).take(pa.array(back))])
 
     def _group(self, number: int, codes: memoryview, addresses: memoryview) -> Group:
         directory = self.directory

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from pipeline.errors import UsageError
 
 
 class Chunk(NamedTuple):
@@ -20,6 +24,22 @@ class Chunk(NamedTuple):
     num_chunks: int
     char_begin: int
     char_end: int | None
+
+
+@contextmanager
+def one_piece(num_rows: int) -> Iterator[None]:
+    """Say what to do where a column of so many rows has more than the 2 GiB that Arrow holds in one piece.
+
+    Raises:
+        UsageError: it has.
+    """
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise UsageError(
+            f"the columns of {num_rows:,} answers do not fit together ({' '.join(str(error).split())[:100]}); "
+            "search with fewer queries at once, or a smaller k"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ def check_queries(queries: npt.NDArray[np.floating], k: int, dim: int, holder: s
     """
     if k < 1:
         raise UsageError(f"k must be at least 1: {k}")
+    if not np.issubdtype(queries.dtype, np.floating):
+        raise UsageError(f"queries are of {queries.dtype}; they are unit vectors of floats, or texts")
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise UsageError(f"queries have shape {queries.shape}, {holder} holds vectors of dim {dim}")
     checked = np.ascontiguousarray(queries, np.float32)

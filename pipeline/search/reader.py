@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # Candidates of all queries of a block: some 24 bytes each.
 _MAX_CANDIDATES = 2**20
 
-# Lists probed by all queries of a block, where few rows pass a filter: some 40 bytes each.
+# Lists probed by all queries of a block: some 50 bytes each.
 _MAX_PROBES = 4 * 2**20
 
 
@@ -111,8 +111,9 @@ class IndexReader:
         probing = self.probing(nprobe, recall)
         row_filter = None if where is None else Filter(where, self.filter_columns)
         step = max(1, _MAX_CANDIDATES // (self.description.lists_per_row * max(k, probing.rerank)))
-        if row_filter is not None:  # each query may come to probe every list
-            step = max(1, min(step, _MAX_PROBES // self.quantizer.nlist))
+        # Under a filter each query may come to probe every list.
+        most = probing.nprobe if row_filter is None else self.quantizer.nlist
+        step = max(1, min(step, _MAX_PROBES // most))
         blocks = [
             self._search_block(queries[begin : begin + step], k, probing, row_filter)
             for begin in range(0, max(1, len(queries)), step)

@@ -124,3 +124,12 @@ def test_parameters_pass_through_json_without_a_change(which: int) -> None:
     assert (codec.encode(vectors, vectors) == again.encode(vectors, vectors)).all()
     with pytest.raises(ValueError, match="pq"):
         make_codec("pq", told, {})
+
+
+def test_a_row_without_a_direction_scores_nothing_and_hides_none() -> None:
+    vectors = clustered(3, DIM)
+    codec = Float16(DIM)
+    codes = codec.encode(np.concatenate([vectors, np.zeros((2, DIM), np.float32)]), np.zeros((5, DIM), np.float32))
+    scores = codec.score(codec.prepare(vectors), [codes])
+    np.testing.assert_allclose(scores[:, 3:], 0)
+    np.testing.assert_allclose(np.diag(scores), 1, atol=1e-3)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.index.quantizer import train
+from pipeline.index.rabitq import Rabitq
 from pipeline.search import SearchableSnapshot
+from pipeline.search.faiss_export import rabitq_codes
 from tests.indexed import NUM, QUERIES, VECTORS, make_indexed
 
 Indexed = Callable[..., SearchableSnapshot]
@@ -62,3 +64,11 @@ def test_faiss_gives_codes_of_rabitq_the_scores_that_they_have_here(
         assert found.keys() == expected.keys()
         for address in found:
             assert sorted(found[address]) == pytest.approx(sorted(expected[address]), abs=2e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_a_list_whose_rows_are_all_deleted_is_an_empty_one(bits: int) -> None:
+    codec = Rabitq.train(16, bits, seed=0)
+    no_rows = np.zeros((0, 16), np.float32)
+    one = rabitq_codes(codec, codec.encode(VECTORS[:1], VECTORS[1:2]), VECTORS[1])
+    assert rabitq_codes(codec, codec.encode(no_rows, no_rows), VECTORS[1]).shape == (0, one.shape[1])

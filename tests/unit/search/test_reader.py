@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,12 @@ from pipeline.index.codecs import Codes, Floats, Prepared, Sq8
 from pipeline.index.layout import DELETED_SCHEMA
 from pipeline.index.quantizer import Lists, Quantizer
 from pipeline.search import SearchableSnapshot, exact_search, open_index
+from pipeline.search.best import Best
 from pipeline.search.lists import Group
 from pipeline.search.lists import Lists as IndexLists
 from pipeline.search.neighbours import Chunk
 from pipeline.search.ranges import Range, RangeReader
+from pipeline.search.scan import Scan
 from tests.indexed import NLIST, NUM, QUERIES, VECTORS, brute_force, make_indexed, recall, rewritten, stored
 
 Indexed = Callable[..., SearchableSnapshot]
@@ -130,6 +133,38 @@ def test_no_more_codes_than_a_window_or_a_list_are_at_hand(
     assert len(read) < NLIST
 
 
+@pytest.mark.parametrize("where", [None, "true"])
+def test_no_more_probes_than_a_block_holds_are_at_hand(
+    where: str | None, indexed: Indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_hand: list[int] = []
+    run = Scan.run
+
+    def running(self: Scan, query: Any, probes: Lists, best: Best, wanted: Any = None) -> None:
+        at_hand.append(probes.size)
+        run(self, query, probes, best, wanted)
+
+    monkeypatch.setattr("pipeline.search.reader._MAX_PROBES", 100)
+    monkeypatch.setattr(Scan, "run", running)
+    indexed("sq8").index.search(QUERIES, 1, nprobe=5, where=where)
+    assert sum(at_hand) == 5 * len(QUERIES)
+    assert max(at_hand) <= 100
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_answers_that_are_too_many_for_arrow_are_told(
+    exact: bool, indexed: Indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(*_: object) -> None:
+        raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+
+    snapshot = indexed("sq8")
+    monkeypatch.setattr("pipeline.search.lists.pa.concat_batches", overflowing)
+    monkeypatch.setattr("pipeline.search.exact.pa.concat_tables", overflowing)
+    with pytest.raises(UsageError, match=r"columns of 80 answers .*\(offset overflow .*\); search with fewer queries"):
+        snapshot.search(QUERIES, 2, exact=exact)
+
+
 def test_reranked_scores_are_exact_cosines(indexed: Indexed) -> None:
     index = indexed("rabitq").index
     assert index.probing().rerank
@@ -196,6 +231,8 @@ def test_no_query_is_no_answer(indexed: Indexed) -> None:
     ("queries", "options", "message"),
     [
         (QUERIES, {"k": 0}, "k must be at least 1: 0"),
+        (QUERIES.astype(str), {"k": 1}, "queries are of <U32"),
+        (QUERIES.astype(complex), {"k": 1}, "queries are of complex128"),
         (np.ones((2, 3), np.float32), {"k": 1}, r"\(2, 3\), the index holds vectors of dim 16"),
         (QUERIES[0], {"k": 1}, "dim 16"),
         (2 * QUERIES, {"k": 1}, "query 0 has norm 2; queries are unit vectors"),
@@ -203,11 +240,13 @@ def test_no_query_is_no_answer(indexed: Indexed) -> None:
         (QUERIES, {"k": 1, "nprobe": 0}, "nprobe must be from 1 to the number of lists, 20: 0"),
         (QUERIES, {"k": 1, "nprobe": 21}, "number of lists, 20: 21"),
         (QUERIES, {"k": 1, "recall": 0.0}, "recall must be above 0"),
+        (QUERIES, {"k": 1, "where": 5}, "the filter 5 cannot be used"),
+        (QUERIES, {"k": 1, "where": "lang = '\udcff'"}, "the filter .* cannot be used"),
         (QUERIES, {"k": 1, "recall": 0.9, "nprobe": 3}, "nprobe or recall, not both"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(
-    queries: np.ndarray, options: dict[str, float], message: str, indexed: Indexed
+    queries: np.ndarray, options: dict[str, object], message: str, indexed: Indexed
 ) -> None:
     with pytest.raises(UsageError, match=message):
         indexed("sq8").index.search(queries, **options)  # type: ignore[arg-type]
