@@ -32,10 +32,14 @@ def read_queries(uri: str, storage_options: Mapping[str, Any] | None = None) -> 
         try:
             value = json.loads(line)
             query_id, text = str(value["id"]), value["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             raise UsageError(f'{where}:{number} is no query; a line is {{"id": ..., "text": ...}}') from None
         if not isinstance(text, str):
             raise UsageError(f"{where}:{number}: text is {type(text).__name__}, not a string")
+        try:
+            (query_id + text).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}:{number}: half of a surrogate pair is no text") from None
         if query_id in queries:
             raise UsageError(f"{where}:{number}: the query id {query_id} is there twice")
         queries[query_id] = text

@@ -222,9 +222,12 @@ def parse_intermediate(data: bytes, name: str) -> Intermediate:
 
 
 def finished(storage: Storage, work: Work, groups: Sequence[Sequence[Shard]]) -> dict[int, Intermediate]:
-    """What an earlier run of the same build has assigned: by group, its record (of several the least attempt)."""
-    prefix = f"{work.folder}/assign"
-    names = sorted(info.name for info in storage.scan(prefix) if info.name.endswith(".json"))
+    """What an earlier run of the same build has assigned: by group, its record (of several the least attempt).
+
+    A group that has lost a file, or part of one, is assigned again.
+    """
+    sizes = {info.name: info.size for info in storage.scan(f"{work.folder}/assign")}
+    names = sorted(name for name in sizes if name.endswith(".json"))
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         found_data = map_ahead(pool, storage.read, names, _READ_AHEAD)
         records = [
@@ -233,7 +236,13 @@ def finished(storage: Storage, work: Work, groups: Sequence[Sequence[Shard]]) ->
     found: dict[int, Intermediate] = {}
     for index, group in enumerate(groups):
         ordinals = tuple(shard.ordinal for shard in group)
-        mine = [record for record in records if record.ordinals == ordinals and is_of(record, work)]
+        mine = [
+            record
+            for record in records
+            if record.ordinals == ordinals
+            and is_of(record, work)
+            and (sizes.get(record.file), sizes.get(record.near.file)) == (record.size, record.near.size)
+        ]
         if mine:
             found[index] = min(mine, key=lambda record: record.attempt)
     return found

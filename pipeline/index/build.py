@@ -190,6 +190,14 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
     refs = [part.ref.model_dump(mode="json") for part in parts]
     # The directory and its parts belong together: who comes second to put it takes both.
     lists, found = put("lists.parquet", directory.replace_schema_metadata({_PARTS_KEY: orjson.dumps(refs)}))
+    taken = tuple(PartRef.model_validate(ref) for ref in orjson.loads(found.schema.metadata[_PARTS_KEY]))
+    sizes = {info.name: info.size for info in storage.scan(folder)}
+    for file in (file for ref in taken for file in (ref.codes, ref.addresses)):
+        if sizes.get(file.file) != file.size:  # of a build that was killed, and lost since
+            raise StoreError(
+                f"missing or cut: {storage.full_uri(file.file)}, which {lists.file} names; delete that, then run the "
+                "same command again"
+            )
     description = IndexDescription(
         index_id=work.index_id,
         snapshot_id=plan.snapshot.manifest.snapshot_id,
@@ -211,7 +219,7 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
         lists=lists,
         deleted=put("deleted.parquet", DELETED_SCHEMA.empty_table())[0],
         panel=put("panel.parquet", panel_table(work.panel, truth))[0],
-        parts=tuple(PartRef.model_validate(ref) for ref in orjson.loads(found.schema.metadata[_PARTS_KEY])),
+        parts=taken,
         is_exact=plan.choice.is_exact,
         measured=measured,
         recall_target=target,

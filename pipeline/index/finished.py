@@ -47,8 +47,11 @@ def find(aim: Aim, target: float) -> tuple[Aim, Built | None]:
     attempts = [replace(aim, attempt=attempt) for attempt in range(_MAX_ATTEMPTS)]
     # The one that readers have comes first: those before it may be gone altogether.
     current = [one for one in attempts if named and named.file.startswith(f"{index_folder(one.index_id)}/")]
+    doomed = {"/".join(name.split("/")[:2]) for name in aim.snapshot.manifest.victims or ()}
     for one in dict.fromkeys([*current, *attempts]):
         folder = index_folder(one.index_id)
+        if folder in doomed and one not in current:
+            continue  # gc, or whoever comes next, deletes those names once more
         sizes = {info.name: info.size for info in storage.scan(folder)}
         names = [name for name in sizes if name.startswith(f"{folder}/index") and name.endswith(".json")]
         if named and one in current and named.file not in names:

@@ -37,15 +37,22 @@ def tabulate(panel: Panel, hits: Hits, settings: Sequence[Sequence[int]], read_r
         read_ratios: codes read per row of the snapshot, for each number of probes.
     """
     levels, depths = settings
-    published = panel.is_published
-    choosing = ~published if len(panel) > 1 else published
+    answered, recalls = hits.is_answered, (hits.at_10, hits.at_100)
+    if not answered.any():
+        # All rows are of the queries' own documents: only what reads everything is known to find what there is.
+        answered = np.ones(len(panel), bool)
+        whole = np.asarray(read_ratios)[None, :, None] >= 1
+        recalls = (np.where(whole, recalls[0], 0), np.where(whole, recalls[1], 0))
+    published, choosing = panel.is_published & answered, ~panel.is_published & answered
+    if not published.any() or not choosing.any():
+        published = choosing = answered
     random = np.random.default_rng(0)
     num = int(published.sum())
     weights = random.multinomial(num, np.full(num, 1 / num), _NUM_RESAMPLES) / num  # bootstrap over queries
     rows = []
     for one, nprobe in enumerate(levels):
         for place, depth in enumerate(depths):
-            at_10 = hits.at_10[:, one, place].astype(np.float64)
+            at_10, at_100 = (recall[:, one, place].astype(np.float64) for recall in recalls)
             low, high = np.quantile(weights @ at_10[published], [0.025, 0.975])
             rows.append(
                 Recall(
@@ -53,7 +60,7 @@ def tabulate(panel: Panel, hits: Hits, settings: Sequence[Sequence[int]], read_r
                     rerank=depth,
                     read_ratio=round(read_ratios[one], 6),
                     recall_at_10=round(float(at_10[published].mean()), 5),
-                    recall_at_100=round(float(hits.at_100[published, one, place].mean()), 5),
+                    recall_at_100=round(float(at_100[published].mean()), 5),
                     interval_at_10=(round(float(low), 5), round(float(high), 5)),
                     chosen_by=round(float(at_10[choosing].mean()), 5),
                     chosen_by_low=round(float(_low(at_10[choosing])), 5),

@@ -192,7 +192,7 @@ def _make_panel(snapshot: Snapshot, shards: Sequence[Shard], sample: Sample, que
     if queries.encode is not None and "text" in snapshot.schema.names:
         texts = look_up(snapshot.storage, shards, addresses, ["text"])["text"].to_pylist()
         words = words_of(texts, NUM_QUERIES, seed)
-        if words:
+        if 2 * len(words) >= len(places):  # a handful would say less than as many documents as there are
             return with_floors(panel_of_texts("words", words, queries.encode, snapshot.dim), sample)
     table = look_up(snapshot.storage, shards, addresses, ["doc_id", "num_chunks"])
     panel = panel_of_documents(sample, places, table["doc_id"].to_pylist())

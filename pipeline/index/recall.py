@@ -47,6 +47,9 @@ _MAX_PENDING = 2**20
 # Scores held at once, of one row group and some of its queries.
 _MAX_SCORES = 4 * 2**20
 
+# Queries from whose products the codec's error is told: rabitq has that of a vector with itself exactly.
+_MIN_ERRORS = 10
+
 # Of the codec's error, in its root mean squares: a true neighbour whose code is worse than that is not found.
 _ERROR_MARGIN = 8
 
@@ -138,6 +141,8 @@ def score_floors(work: Work, truth: Truth) -> Floats:
         mine = np.flatnonzero(lists == list_id)
         errors = quantizer.score(vectors, codes[mine], list_id) - vectors @ vectors[mine].T
         squares[mine] = np.square(errors).mean(0)
+    if len(vectors) < _MIN_ERRORS:
+        return np.full(len(vectors), -np.inf, np.float32)
     margin = np.float32(_ERROR_MARGIN * np.sqrt(squares.mean())) + TIE
     last = [scores[99] if len(scores) >= 100 else -np.inf for scores in truth.scores]
     return np.asarray(last, np.float32) - margin
@@ -173,12 +178,13 @@ def measure_part(
     for list_id, codes, addresses in read_groups(storage, merged, work.quantizer.codec.num_bytes):
         query, rank = np.divmod(by_list[bounds[list_id] : bounds[list_id + 1]], probes.shape[1])
         own = np.flatnonzero(np.isin(addresses, left_out[1]))
+        of_own = [np.searchsorted(left_out[1], addresses[own], side).tolist() for side in ("left", "right")]
         step = max(1, _MAX_SCORES // len(codes))
         for begin in range(0, len(query), step):
             some, level = query[begin : begin + step], level_of_rank[rank[begin : begin + step]]
             scores = work.quantizer.score(queries[some], codes, list_id).T  # rows first, as they lie in memory
-            for place in own:
-                scores[place, np.isin(some, left_out[0][left_out[1] == addresses[place]])] = -np.inf
+            for place, first, last in zip(own.tolist(), *of_own, strict=True):
+                scores[place, np.isin(some, left_out[0][first:last])] = -np.inf
             row, which = np.nonzero(scores > found.floors[some, level])
             found.add(some[which].astype(np.int32), level[which], addresses[row], scores[row, which])
     return found.table()
@@ -226,6 +232,8 @@ class Hits:
 
     at_10: Floats
     at_100: Floats
+    is_answered: npt.NDArray[np.bool_]
+    """(Q,) whether there is any row to be found: not where all rows are of the query's own document."""
 
 
 def count_hits(
@@ -263,7 +271,7 @@ def count_hits(
                 for place, depth in enumerate(depths):
                     among = (ranks[right] <= max(depth, k)) & seen[right]
                     found[query, :, place] = np.minimum(count, among.sum(0)) / count
-    return Hits(hits[10], hits[100])
+    return Hits(hits[10], hits[100], np.array([len(scores) > 0 for scores in truth.scores], bool))
 
 
 def gather(tables: Iterable[pa.Table], num_queries: int, num_levels: int) -> Candidates:

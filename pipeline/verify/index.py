@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.index.description import FileRef, IndexDescription, PartRef, read_description
+from pipeline.index.description import FileRef, IndexDescription, PartRef, Recall, read_description
 from pipeline.index.files import read_file, read_quantizer
 from pipeline.index.layout import (
     ADDRESSES_SCHEMA,
@@ -109,12 +109,26 @@ def _books(
     for key, (here, there) in told.items():
         if here != there:
             yield f"{name}: {key} is {here}, its snapshot or its centroids have {there}"
+    listed = {name, *(file.file for file in description.files())}
+    for doomed in sorted(listed.intersection(manifest.victims or ())):
+        yield f"{doomed} is listed, and among the victims of gc"
+    setting = (description.search.nprobe, description.search.rerank)
+    if setting not in [(row.nprobe, row.rerank) for row in _reaching(description)]:
+        yield (
+            f"{name}: nprobe {setting[0]} and rerank {setting[1]}, its settings, were not measured to reach its "
+            f"recall_target {description.recall_target}"
+        )
     for part in description.parts:
         if part.quantizer_fp != description.quantizer_fp:
             yield f"{part.codes.file} was made with the quantizer {part.quantizer_fp}, the index has another"
     known = {part.part for part in description.parts}
     for number in sorted(set(directory["part"].to_pylist()) - known):
         yield f"{description.lists.file}: part {number} is none of the index"
+
+
+def _reaching(description: IndexDescription) -> list[Recall]:
+    target = description.recall_target
+    return [row for row in description.measured.table if min(row.recall_at_10, row.chosen_by) >= target]
 
 
 def _read(storage: Storage, ref: FileRef, checked: CheckedIndex) -> bytes | None:

@@ -214,3 +214,15 @@ def test_an_index_of_an_older_snapshot_is_held_against_the_rows_it_is_of(tmp_pat
     assert index.findings() == []
     Path(index.storage.uri, index.description.shards.file).unlink()
     assert index.description.shards.file in index.findings()[0]
+
+
+def test_a_listed_file_that_gc_dooms_and_settings_below_the_target_are_told(tmp_path: Path) -> None:
+    damage = built_in(tmp_path)
+    assert damage.findings() == []
+    centroids = damage.description.centroids.file
+    damage.manifest = damage.manifest.model_copy(update={"victims": (centroids, "indexes/other/index.json")})
+    assert damage.findings() == [f"{centroids} is listed, and among the victims of gc"]
+    damage.manifest = damage.manifest.model_copy(update={"victims": None})
+    damage.describe(search=damage.description.search.model_copy(update={"nprobe": 999}))
+    [finding] = damage.findings()
+    assert finding.endswith("nprobe 999 and rerank 0, its settings, were not measured to reach its recall_target 0.95")

@@ -276,3 +276,65 @@ def test_a_kept_column_that_is_dictionary_encoded_is_kept_as_what_it_stands_for(
     assert rows.schema.field("lang").type == pa.string()
     numbers = [int(doc_id[1:]) for doc_id in rows["doc_id"].to_pylist()]
     assert rows["lang"].to_pylist() == [("de", "en", None)[number % 3] for number in numbers]
+
+
+def test_names_that_gc_has_doomed_are_not_put_again(tmp_path: Path) -> None:
+    """Whoever comes next deletes them once more: what was built there would be gone."""
+    snapshot = snapshot_in(tmp_path)
+    settings = index_settings(codec="sq8", nlist=20)
+    first = build(snapshot, settings)
+    victims = tuple(info.name for info in snapshot.storage.scan("indexes"))
+    for name in victims:
+        (tmp_path / name).unlink()
+    doomed = Snapshot(snapshot.storage, snapshot.manifest.model_copy(update={"victims": victims}))
+    second = build(doomed, settings)
+    assert second.description.index_id != first.description.index_id
+    names = {second.file.file, *(file.file for file in second.description.files())}
+    assert names.isdisjoint(victims)
+    check_index(doomed, second)
+
+
+@pytest.mark.parametrize("end", ["gone", "cut"])
+@pytest.mark.parametrize("suffix", ["-near.parquet", ".arrows"])
+def test_an_intermediate_that_lost_a_file_is_assigned_again(suffix: str, end: str, tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path)
+    settings = index_settings(codec="sq8", nlist=20)
+    with pytest.raises(StorageFault):
+        build(snapshot, settings, run=Counting(fail_at="measure"))
+    [path] = tmp_path.glob(f"indexes/*/work/assign/*{suffix}")
+    data = path.read_bytes()
+    path.unlink()
+    if end == "cut":
+        path.write_bytes(data[:-9])
+    again = Counting()
+    check_index(snapshot, build(snapshot, settings, run=again))
+    assert again.ran["assign"] == 1
+
+
+def test_a_directory_left_by_a_killed_build_is_not_taken_without_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = snapshot_in(tmp_path)
+    settings = index_settings(codec="sq8", nlist=20)
+
+    def killed(*_: object) -> None:
+        raise StorageFault("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.index.build._put_description", killed)
+        with pytest.raises(StorageFault):
+            build(snapshot, settings)
+    [path] = tmp_path.glob("indexes/*/codes/part-0-*")
+    path.unlink()
+    with pytest.raises(StoreError, match=r"missing or cut: .*codes/part-0-.*lists\.parquet names; delete that"):
+        build(snapshot, settings)
+    next(tmp_path.glob("indexes/*/lists.parquet")).unlink()
+    check_index(snapshot, build(snapshot, settings))
+
+
+@pytest.mark.parametrize("codec", ["float16", "sq8"])
+def test_where_all_rows_are_of_the_querys_document_only_what_reads_all_counts(codec: str, tmp_path: Path) -> None:
+    snapshot = make_snapshot(Storage(str(tmp_path)), [clustered(600, 16)], num_chunks=600)
+    built = build(snapshot, index_settings(codec=codec, nlist=20, recall_target=1.0))
+    assert built.description.search.nprobe == 20
+    assert all(row.recall_at_10 == (row.read_ratio >= 1) for row in built.description.measured.table)

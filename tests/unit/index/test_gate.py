@@ -75,9 +75,25 @@ def test_figures_come_from_one_half_and_the_choice_from_the_other() -> None:
     )
     at_10 = np.where(panel.is_published, 0.8, 1.0).astype(np.float32)
     at_10[np.flatnonzero(panel.is_published)[:50]] = 0.9
-    hits = Hits(at_10[:, None, None], (at_10[:, None, None] / 2).astype(np.float32))
+    hits = Hits(at_10[:, None, None], (at_10[:, None, None] / 2).astype(np.float32), np.ones(200, bool))
     (one,) = tabulate(panel, hits, ([4], [0]), [0.25]).table
     assert (one.recall_at_10, one.recall_at_100, one.chosen_by, one.chosen_by_low) == (0.85, 0.425, 1.0, 1.0)
     # Of 100 figures with a deviation of 0.05: 0.85 +- 1.96 * 0.005.
     assert one.interval_at_10 == pytest.approx((0.8402, 0.8598), abs=0.001)
     assert tabulate(panel, hits, ([4], [0]), [0.25]).table == (one,), "the same twice"
+
+
+def test_queries_to_which_nothing_is_an_answer_say_nothing() -> None:
+    panel = panel_of_texts("queries", [f"q{number}" for number in range(8)], lambda texts: clustered(len(texts), 4), 4)
+    recall = np.full((8, 2, 1), 0.5, np.float32)
+    is_answered = np.ones(8, bool)
+    for half in (panel.is_published, ~panel.is_published):
+        is_answered[np.flatnonzero(half)[0]] = False
+    recall[~is_answered] = 1
+    measured = tabulate(panel, Hits(recall, recall, is_answered), ([1, 9], [0]), [0.1, 1.0])
+    assert (measured.num_queries, measured.num_choosing) == (3, 3)
+    assert [(row.recall_at_10, row.recall_at_100, row.chosen_by) for row in measured.table] == [(0.5, 0.5, 0.5)] * 2
+    none = tabulate(
+        panel, Hits(np.ones_like(recall), np.ones_like(recall), np.zeros(8, bool)), ([1, 9], [0]), [0.1, 1.0]
+    )
+    assert [row.recall_at_10 for row in none.table] == [0, 1], "what reads all of it finds what there is"

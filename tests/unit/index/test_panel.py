@@ -46,6 +46,16 @@ def test_given_queries_come_before_words_and_words_before_documents(
         assert bool(panel.doc_ids) == (source == "documents")
 
 
+def test_a_handful_of_texts_with_words_is_no_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = make_snapshot(Storage(str(tmp_path)), [clustered(300, 8)], texts=True)
+    for num, source in ((20, "documents"), (150, "words")):
+        monkeypatch.setattr(
+            pipeline.index.prepare, "words_of", lambda texts, *_, num=num: [f"w{n}" for n in range(num)]
+        )
+        aim = Aim.of(snapshot, index_settings(nlist=num), Queries(None, encode))
+        assert prepare(aim).work.panel.source == source
+
+
 def test_words_are_six_of_a_text_in_their_order() -> None:
     texts = ["a b c", "one two three four five six seven eight", "x " * 20]
     (words, _) = words_of(texts, 5, seed=0)

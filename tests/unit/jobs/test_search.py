@@ -28,7 +28,17 @@ def test_only_a_newline_ends_a_query(tmp_path: Path) -> None:
         assert read_queries(str(path)) == {str(index): text for index, text in enumerate(texts)}
 
 
-@pytest.mark.parametrize("line", [b"{", b'{"id": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b'{"id": 1}',
+        b"\xff",
+        b'{"id": 1, "text": "a \\ud800"}',
+        b"[" * 200_000,
+        b'{"id": %s, "text": ""}' % (b"1" * 5000),
+    ],
+)
 def test_what_is_no_query_is_told(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "queries.jsonl"
     path.write_bytes(line)

@@ -57,6 +57,9 @@ def test_an_index_of_an_older_snapshot_serves_that_one_and_says_so(own: Indexed)
     assert snapshot.is_index_current
     assert not newer.is_index_current
     assert newer.index.description.snapshot_id == 1
+    same_rows = snapshot.manifest.shards.model_copy(update={"file": "snapshots/3.shards.parquet"})
+    manifest = snapshot.manifest.model_copy(update={"snapshot_id": 3, "shards": same_rows})
+    assert SearchableSnapshot(snapshot.storage, manifest).is_index_current, "of the same rows, in another table"
     assert newer.search(QUERIES, 5).doc_ids == snapshot.search(QUERIES, 5).doc_ids
 
 
