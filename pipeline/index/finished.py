@@ -76,6 +76,12 @@ def _check_whole(storage: Storage, index_id: str, sizes: Mapping[str, int], foun
         for file in built.description.files():
             if sizes.get(file.file) != file.size:
                 raise StoreError(f"missing or cut: {storage.full_uri(file.file)}, which {built.file.file} names")
+    for table in {built.description.shards.file for built in found}:
+        # Of another snapshot of the same rows, perhaps, and gc may have taken it.
+        try:
+            storage.stat(table)
+        except FileNotFoundError:
+            raise StoreError(f"missing: {storage.full_uri(table)}, which {index_id} was built of") from None
     if found:
         load_quantizer(storage, index_id)
 

@@ -294,6 +294,18 @@ def test_names_that_gc_has_doomed_are_not_put_again(tmp_path: Path) -> None:
     check_index(doomed, second)
 
 
+def test_an_index_of_equal_rows_whose_table_is_gone_is_built_anew(tmp_path: Path) -> None:
+    snapshot = snapshot_in(tmp_path)
+    settings = index_settings(codec="sq8", nlist=20)
+    first = build(snapshot, settings)
+    table = snapshot.manifest.shards
+    other = table.model_copy(update={"file": "snapshots/2.shards.parquet"})
+    (tmp_path / table.file).rename(tmp_path / other.file)
+    second = build(Snapshot(snapshot.storage, snapshot.manifest.model_copy(update={"shards": other})), settings)
+    assert second.description.shards == other
+    assert second.file.file != first.file.file
+
+
 @pytest.mark.parametrize("end", ["gone", "cut"])
 @pytest.mark.parametrize("suffix", ["-near.parquet", ".arrows"])
 def test_an_intermediate_that_lost_a_file_is_assigned_again(suffix: str, end: str, tmp_path: Path) -> None:
