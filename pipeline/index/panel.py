@@ -10,6 +10,7 @@ Settings are chosen by one half of the panel, and what is published comes from t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +32,9 @@ from pipeline.uris import Storage
 
 NUM_QUERIES = 1000
 """At recall 0.95 the 95 % interval of one half is about 0.01 either way."""
+
+MAX_OF_DOCUMENT = 32
+"""Queries that are rows of one document: each of its rows is left out of all of them."""
 
 _WORDS_PER_QUERY = 6
 
@@ -125,6 +129,17 @@ def draw_documents(sample: Sample, num: int, seed: int) -> Rows:
         len(sample.addresses), min(num, len(sample.addresses)), replace=False
     )
     return np.asarray(np.sort(chosen), np.int64)
+
+
+def some_of_each(doc_ids: Sequence[str], seed: int) -> Rows:
+    """Places of at most MAX_OF_DOCUMENT rows of each document: a row is left out of no more queries than that."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for place in np.random.default_rng(seed + 2).permutation(len(doc_ids)).tolist():
+        seen[doc_ids[place]] += 1
+        if seen[doc_ids[place]] <= MAX_OF_DOCUMENT:
+            kept.append(place)
+    return np.array(sorted(kept), np.int64)
 
 
 def look_up(storage: Storage, shards: Sequence[Shard], addresses: Rows, names: Sequence[str]) -> pa.Table:

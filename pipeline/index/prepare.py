@@ -35,6 +35,7 @@ from pipeline.index.panel import (
     panel_of_texts,
     panel_table,
     parse_panel,
+    some_of_each,
     with_floors,
     words_of,
 )
@@ -195,7 +196,9 @@ def _make_panel(snapshot: Snapshot, shards: Sequence[Shard], sample: Sample, que
         if 2 * len(words) >= len(places):  # a handful would say less than as many documents as there are
             return with_floors(panel_of_texts("words", words, queries.encode, snapshot.dim), sample)
     table = look_up(snapshot.storage, shards, addresses, ["doc_id", "num_chunks"])
-    panel = panel_of_documents(sample, places, table["doc_id"].to_pylist())
+    kept = some_of_each(table["doc_id"].to_pylist(), seed)
+    table = table.take(pa.array(kept))
+    panel = panel_of_documents(sample, places[kept], table["doc_id"].to_pylist())
     return with_floors(panel, sample, table["num_chunks"].to_numpy().astype(np.int64))
 
 

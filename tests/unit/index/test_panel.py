@@ -56,6 +56,15 @@ def test_a_handful_of_texts_with_words_is_no_panel(tmp_path: Path, monkeypatch: 
         assert prepare(aim).work.panel.source == source
 
 
+def test_no_document_is_many_queries(tmp_path: Path) -> None:
+    """Pairs of a query and a row that is left out of it are held: as many as queries of a document times its rows."""
+    snapshot = make_snapshot(Storage(str(tmp_path)), [clustered(600, 8)], num_chunks=200)
+    panel = prepare(Aim.of(snapshot, index_settings())).work.panel
+    assert {doc_id: panel.doc_ids.count(doc_id) for doc_id in panel.doc_ids} == dict.fromkeys(("d0", "d1", "d2"), 32)
+    alone = prepare(Aim.of(make_snapshot(Storage(str(tmp_path / "alone")), [clustered(600, 8)]), index_settings()))
+    assert len(alone.work.panel) == 600
+
+
 def test_words_are_six_of_a_text_in_their_order() -> None:
     texts = ["a b c", "one two three four five six seven eight", "x " * 20]
     (words, _) = words_of(texts, 5, seed=0)
