@@ -110,6 +110,14 @@ def test_without_a_hundred_neighbours_there_is_no_floor(tmp_path: Path) -> None:
     assert (score_floors(plan.work, few) == -np.inf).all()
 
 
+def test_a_few_queries_do_not_tell_what_codes_err_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one product of rabitq that is exact is that of a vector with its own code."""
+    monkeypatch.setattr("pipeline.index.prepare.NUM_QUERIES", 1)
+    plan, _, truth = built(tmp_path, "rabitq")
+    assert len(truth.scores[0]) >= 100
+    assert (score_floors(plan.work, truth) == -np.inf).all()
+
+
 def test_only_what_some_setting_would_use_is_kept() -> None:
     random = np.random.default_rng(0)
     num = 5000
