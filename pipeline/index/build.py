@@ -32,7 +32,7 @@ from pipeline.config.sections import Index
 from pipeline.errors import StoreError
 from pipeline.index.assign import Intermediate, assign, finished, group_shards, read_near
 from pipeline.index.description import FileRef, IndexDescription, Measured, PartRef, parse_description
-from pipeline.index.files import file_ref, put_once, table_bytes, undamaged
+from pipeline.index.files import file_ref, first_lost, put_once, table_bytes, undamaged
 from pipeline.index.finished import Built, description_names, find
 from pipeline.index.gate import choose_settings, tabulate
 from pipeline.index.layout import DELETED_SCHEMA, DIRECTORY_SCHEMA, index_folder
@@ -192,12 +192,12 @@ def finish(plan: Plan, parts: Sequence[Merged], truth: Truth, measured: Measured
     lists, found = put("lists.parquet", directory.replace_schema_metadata({_PARTS_KEY: orjson.dumps(refs)}))
     taken = tuple(PartRef.model_validate(ref) for ref in orjson.loads(found.schema.metadata[_PARTS_KEY]))
     sizes = {info.name: info.size for info in storage.scan(folder)}
-    for file in (file for ref in taken for file in (ref.codes, ref.addresses)):
-        if sizes.get(file.file) != file.size:  # of a build that was killed, and lost since
-            raise StoreError(
-                f"missing or cut: {storage.full_uri(file.file)}, which {lists.file} names; delete that, then run the "
-                "same command again"
-            )
+    lost = first_lost(sizes, (file for ref in taken for file in (ref.codes, ref.addresses)))
+    if lost:  # of a build that was killed, and lost since
+        raise StoreError(
+            f"missing or cut: {storage.full_uri(lost)}, which {lists.file} names; delete that, then run the same "
+            "command again"
+        )
     description = IndexDescription(
         index_id=work.index_id,
         snapshot_id=plan.snapshot.manifest.snapshot_id,

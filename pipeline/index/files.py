@@ -6,7 +6,7 @@ two builds of one index, or one that was killed and goes on, use the same quanti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -45,6 +45,11 @@ def put_once(storage: Storage, name: str, data: bytes) -> bytes:
         raise fault or StorageFault(
             f"put and not there: {storage.full_uri(name)}; run the same command again"
         ) from None
+
+
+def first_lost(sizes: Mapping[str, int], files: Iterable[FileRef]) -> str | None:
+    """The first of these files that is missing, or cut, by the sizes of what is there."""
+    return next((file.file for file in files if sizes.get(file.file) != file.size), None)
 
 
 def file_ref(name: str, data: bytes | pa.Buffer) -> FileRef:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import StoreError
 from pipeline.index.description import FileRef, IndexDescription, read_description
-from pipeline.index.files import file_ref, load_quantizer
+from pipeline.index.files import file_ref, first_lost, load_quantizer
 from pipeline.index.layout import index_folder
 from pipeline.index.prepare import Aim
 from pipeline.snapshots.manifest import IndexRef
@@ -73,9 +73,8 @@ def find(aim: Aim, target: float) -> tuple[Aim, Built | None]:
 
 def _check_whole(storage: Storage, index_id: str, sizes: Mapping[str, int], found: Sequence[Built]) -> None:
     for built in found:
-        for file in built.description.files():
-            if sizes.get(file.file) != file.size:
-                raise StoreError(f"missing or cut: {storage.full_uri(file.file)}, which {built.file.file} names")
+        if lost := first_lost(sizes, built.description.files()):
+            raise StoreError(f"missing or cut: {storage.full_uri(lost)}, which {built.file.file} names")
     for table in {built.description.shards.file for built in found}:
         # Of another snapshot of the same rows, perhaps, and gc may have taken it.
         try:

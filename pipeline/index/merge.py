@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreError, VecmillError
 from pipeline.index.assign import Intermediate, Work, bucket_bounds
 from pipeline.index.description import PartRef
-from pipeline.index.files import file_ref, table_bytes, undamaged
+from pipeline.index.files import file_ref, first_lost, table_bytes, undamaged
 from pipeline.index.layout import DIRECTORY_SCHEMA, digest, index_folder, part_names
 from pipeline.index.parts import MAX_GROUP_BYTES, MAX_PART_GROUPS, make_part
 from pipeline.parallel import map_ahead
@@ -208,7 +208,7 @@ def finished_merges(
         for name in names:
             if planned.part not in found and name.startswith(prefix):
                 part = _read_record(storage, name)
-                if all(sizes.get(ref.file) == ref.size for ref in (part.ref.codes, part.ref.addresses)):
+                if first_lost(sizes, (part.ref.codes, part.ref.addresses)) is None:
                     found[planned.part] = part
     return found
 

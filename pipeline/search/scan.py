@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
@@ -71,16 +70,16 @@ class Scan:
             for list_id, groups in groupby(self._read(window), itemgetter(0)):
                 self._add(list(groups), of_list[list_id], best)
 
-    def _windows(self, list_ids: ListIds) -> Iterator[ListIds]:
+    def _windows(self, list_ids: ListIds) -> list[ListIds]:
         """Lists whose codes are read together, in their order."""
-        of_window = np.zeros(len(list_ids), np.int64)
+        ends: list[int] = []
         num_bytes = 0
         for place, own in enumerate(self._lists.directory.num_bytes_of(list_ids).tolist()):
+            if num_bytes and num_bytes + own > _WINDOW_BYTES:
+                ends.append(place)
+                num_bytes = 0
             num_bytes += own
-            if num_bytes > _WINDOW_BYTES and num_bytes > own:
-                of_window[place:] += 1
-                num_bytes = own
-        yield from np.split(list_ids, np.flatnonzero(np.diff(of_window)) + 1)
+        return np.split(list_ids, ends)
 
     def _read(self, list_ids: ListIds) -> list[tuple[int, Group]]:
         """The row groups of lists, each with its list; under a filter, those of their rows that pass it."""
@@ -99,7 +98,8 @@ class Scan:
 
     def _add(self, groups: list[tuple[int, Group]], query: npt.NDArray[np.int32], best: Best) -> None:
         """The rows of row groups, each with its list, that all of these queries (Q',) probe."""
-        if not sum(len(group.codes) for _, group in groups):
+        list_ids, counts = [list_id for list_id, _ in groups], [len(group.codes) for _, group in groups]
+        if not sum(counts):
             return
         columns = zip(*(group for _, group in groups), strict=True)
         codes, (addresses, places) = next(columns), map(np.concatenate, columns)
@@ -108,7 +108,6 @@ class Scan:
             some = query[begin : begin + step]
             scores = self._quantizer.codec.score(Prepared(self._weights[some].T, self._offset[some]), codes)
             if self._quantizer.codec.is_residual:
-                centroids = self._quantizer.centroids[[list_id for list_id, _ in groups]]
-                counts = [len(group.codes) for _, group in groups]
-                scores = scores + np.repeat(self._queries[some] @ centroids.T, counts, axis=1)
+                with_centroids = self._queries[some] @ self._quantizer.centroids[list_ids].T
+                scores = scores + np.repeat(with_centroids, counts, axis=1)
             best.add(some, scores, addresses, places)

@@ -35,8 +35,8 @@ def test_only_a_newline_ends_a_query(tmp_path: Path) -> None:
         b'{"id": 1}',
         b"\xff",
         b'{"id": 1, "text": "a \\ud800"}',
-        b"[" * 200_000,
-        b'{"id": %s, "text": ""}' % (b"1" * 5000),
+        pytest.param(b"[" * 200_000, id="deep"),
+        pytest.param(b'{"id": %s, "text": ""}' % (b"1" * 5000), id="many digits"),
     ],
 )
 def test_what_is_no_query_is_told(tmp_path: Path, line: bytes) -> None:
